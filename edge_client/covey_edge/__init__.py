@@ -1,0 +1,1 @@
+"""The light client: trainers, local optimisation, transport and the agent that ties them. Runs without torch."""

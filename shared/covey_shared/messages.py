@@ -1,0 +1,371 @@
+"""Every message of protocol version 1, as frozen dataclasses that validate themselves, and their msgpack form.
+
+A message is one msgpack map with string keys, one key a field, all fields present, none besides. Arrays travel as raw
+bytes. Decoding is driven by the schema: a container is only opened where the schema has one, and its length is checked
+before its items are read, so hostile bytes cannot make the decoder build anything larger than the message itself.
+
+What this does not know: HTTP, storage, and what the bytes of a codec mean.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar, Union
+
+import msgpack
+
+from covey_shared.errors import MessageError
+
+PROTOCOL = 1
+MAX_ITEMS = 4096  # of any list or map in a message
+MAX_TEXT = 65_536  # bytes of any string
+NAME_BYTES = 64
+
+Scalar = Union[bool, int, float, str]  # noqa: UP007  (typing.get_origin tells it from X | None)
+
+M = TypeVar("M", bound="Message")
+
+
+def _require(ok: bool, sentence: str) -> None:
+    if not ok:
+        raise MessageError(sentence)
+
+
+def check_name(what: str, name: str) -> None:
+    """A name that may stand in a URL, a file name and a log: 1 to 64 letters, digits, '.', '_', '-'; no leading '.'."""
+    ok = (
+        0 < len(name) <= NAME_BYTES
+        and name[0] != "."
+        and all(c.isascii() and (c.isalnum() or c in "._-") for c in name)
+    )
+    _require(
+        ok,
+        f"{what} must be 1 to {NAME_BYTES} letters, digits, '.', '_' or '-', not beginning with '.'; got {name[:80]!r}",
+    )
+
+
+def check_digest(what: str, digest: str) -> None:
+    """A SHA-256 in lower-case hex."""
+    ok = len(digest) == 64 and all(c in "0123456789abcdef" for c in digest)
+    _require(ok, f"{what} must be 64 lower-case hex digits, got {digest[:80]!r}")
+
+
+class Message:
+    """Base of all messages: a frozen dataclass of scalars, bytes, messages, tuples and string-keyed maps of them."""
+
+    def to_bytes(self) -> bytes:
+        """The msgpack form."""
+        packed: bytes = msgpack.packb(_plain(self), use_bin_type=True)
+        return packed
+
+    @classmethod
+    def from_bytes(cls: type[M], data: bytes) -> M:
+        """The inverse of `to_bytes`. Raises MessageError for anything else, left-over bytes included."""
+        unpacker = msgpack.Unpacker(
+            raw=False, strict_map_key=True, max_buffer_size=len(data) + 1, max_str_len=MAX_TEXT, max_bin_len=len(data),
+            max_array_len=0, max_map_len=0, max_ext_len=0,
+        )  # fmt: skip
+        unpacker.feed(data)
+        try:
+            message = _read(unpacker, cls, cls.__name__)
+        except MessageError:
+            raise
+        except Exception as error:  # msgpack raises its own classes, ValueError, UnicodeDecodeError and more
+            name = type(error).__name__
+            raise MessageError(f"not a valid {cls.__name__} message: {name} near byte {unpacker.tell()}") from None
+        if unpacker.tell() != len(data):
+            raise MessageError(f"{len(data) - unpacker.tell()} bytes left over after the {cls.__name__} message")
+        return typing.cast(M, message)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Message):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}  # type: ignore[arg-type]
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return value
+
+
+@cache
+def _schema(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _read(unpacker: Any, kind: Any, where: str) -> Any:
+    """One value of type `kind`, or MessageError that names the field."""
+    if isinstance(kind, type) and issubclass(kind, Message):
+        return _read_message(unpacker, kind, where)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        count = unpacker.read_array_header()
+        _require(count <= MAX_ITEMS, f"{where} has {count} items, at most {MAX_ITEMS} are allowed")
+        return tuple(_read(unpacker, args[0], f"{where}[{i}]") for i in range(count))
+    if origin is dict:
+        count = unpacker.read_map_header()
+        _require(count <= MAX_ITEMS, f"{where} has {count} entries, at most {MAX_ITEMS} are allowed")
+        out: dict[str, Any] = {}
+        for _ in range(count):
+            key = _scalar(unpacker.unpack(), str, f"a key of {where}")
+            _require(key not in out, f"{where} has the key {key[:40]!r} twice")
+            out[key] = _read(unpacker, args[1], f"{where}.{key[:40]}")
+        return out
+    if origin in (Union, types.UnionType):
+        return _union(unpacker.unpack(), args, where)
+    return _scalar(unpacker.unpack(), kind, where)
+
+
+def _read_message(unpacker: Any, cls: type, where: str) -> Any:
+    schema = _schema(cls)
+    count = unpacker.read_map_header()
+    _require(count <= len(schema), f"{where} has {count} fields, {cls.__name__} has {len(schema)}")
+    values: dict[str, Any] = {}
+    for _ in range(count):
+        key = _scalar(unpacker.unpack(), str, f"a field name of {where}")
+        _require(key in schema, f"{where} has the unknown field {key[:40]!r}")
+        _require(key not in values, f"{where} has the field {key!r} twice")
+        values[key] = _read(unpacker, schema[key], f"{where}.{key}")
+    missing = [name for name in schema if name not in values]
+    _require(not missing, f"{where} lacks the field {missing[0] if missing else ''!r}")
+    return cls(**values)
+
+
+def _union(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
+    if type(value) in kinds:
+        return _scalar(value, type(value), where)
+    raise MessageError(f"{where} is a {type(value).__name__}, expected one of {', '.join(k.__name__ for k in kinds)}")
+
+
+def _scalar(value: Any, kind: Any, where: str) -> Any:
+    if kind is float and type(value) is int:
+        value = float(value)  # msgpack writers may shorten 1.0 to 1
+    _require(type(value) is kind, f"{where} is a {type(value).__name__}, expected {kind.__name__}")
+    if kind is float:
+        _require(math.isfinite(value), f"{where} is {value}, expected a finite number")
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSpec(Message):
+    """One stage of a codec chain: a name from the closed table and its plain arguments."""
+
+    name: str
+    args: dict[str, Scalar]
+
+    def __post_init__(self) -> None:
+        check_name("a stage name", self.name)
+
+
+Spec = tuple[StageSpec, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalConfig(Message):
+    """What a device does between download and upload.
+
+    `optimizer` is `sgd` (with `momentum`) or `adamw` (`beta1`, `beta2`, `eps`, `weight_decay`); `steps` optimiser steps
+    of one batch each; `clip_norm` bounds the gradient's L2 norm (0 = off); `error_feedback` keeps what the codec
+    dropped and adds it to the next round's change.
+    """
+
+    optimizer: str
+    learning_rate: float
+    steps: int
+    momentum: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float
+    error_feedback: bool
+
+    def __post_init__(self) -> None:
+        _require(self.optimizer in ("sgd", "adamw"), f"optimizer must be 'sgd' or 'adamw', got {self.optimizer[:40]!r}")
+        _require(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
+        _require(0 < self.steps <= 1_000_000, f"steps must be 1 to 1,000,000, got {self.steps}")
+        for name in ("momentum", "beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), got {getattr(self, name)}")
+        for name in ("eps", "weight_decay", "clip_norm"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task(Message):
+    """GET /v1/task: what there is to join.
+
+    `bundle` is the SHA-256 of the bundle's manifest, which names every other file by digest; `layout` the digest of the
+    layout; `seed` gives version 0 of the adapter; `version` is the head; `state` is `running` or `done`.
+    """
+
+    protocol: int
+    name: str
+    model: str
+    bundle: str
+    layout: str
+    seed: int
+    rounds: int
+    round: int
+    version: int
+    state: str
+    upload_codec: Spec
+    local: LocalConfig
+    max_upload_bytes: int
+
+    def __post_init__(self) -> None:
+        check_name("the task's name", self.name)
+        check_digest("bundle", self.bundle)
+        check_digest("layout", self.layout)
+        _require(self.state in ("running", "done"), f"state must be 'running' or 'done', got {self.state[:40]!r}")
+        _require(0 <= self.seed < 2**63, f"seed must be in 0..2^63-1, got {self.seed}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckIn(Message):
+    """POST /v1/checkin: a device offers itself. `held` is the version that it has, -1 for none."""
+
+    client: str
+    layout: str
+    held: int
+    examples: int
+    runtime: str
+
+    def __post_init__(self) -> None:
+        check_name("client", self.client)
+        check_digest("layout", self.layout)
+        check_name("runtime", self.runtime)
+        _require(self.held >= -1, f"held must be -1 or a version, got {self.held}")
+        _require(0 <= self.examples < 2**31, f"examples must be in 0..2^31-1, got {self.examples}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment(Message):
+    """The answer to a check-in.
+
+    `train`: take `version`, train, upload for `round` within `deadline_s` seconds. `wait`: ask again in
+    `retry_after_s`. `done`: the task has ended, `version` is the last. `attempt` counts the times
+    that this round was opened.
+    """
+
+    action: str
+    round: int
+    attempt: int
+    version: int
+    deadline_s: float
+    retry_after_s: float
+
+    def __post_init__(self) -> None:
+        _require(
+            self.action in ("train", "wait", "done"), f"action must be train, wait or done, got {self.action[:40]!r}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step(Message):
+    """One published change: codec and its parts. The adapter is the one before it plus the decoded change."""
+
+    version: int
+    codec: Spec
+    parts: dict[str, bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter(Message):
+    """GET /v1/adapter/{version}?held=H: how to come from `base` to `version`.
+
+    `base` is the version held (0 is the seeded start, which is never sent) or -1 for the zero vector. Add each step's
+    decoded change to it, in order, in float32. `digest` is the SHA-256 of the resulting little-endian float32 bytes.
+    """
+
+    version: int
+    base: int
+    layout: str
+    digest: str
+    steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        check_digest("layout", self.layout)
+        check_digest("digest", self.digest)
+        _require(-1 <= self.base <= self.version, f"base {self.base} is not in -1..{self.version}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update(Message):
+    """PUT /v1/updates/{round}/{client}: the coded change of one device in one round.
+
+    `version` is the adapter that the device started from. `examples` weighs the update where the strategy weighs.
+    `loss_before` and `loss_after` are the mean local training losses of the first and the last steps, in nats.
+    """
+
+    client: str
+    layout: str
+    round: int
+    attempt: int
+    version: int
+    codec: Spec
+    parts: dict[str, bytes]
+    examples: int
+    steps: int
+    loss_before: float
+    loss_after: float
+    seconds: float
+
+    def __post_init__(self) -> None:
+        check_name("client", self.client)
+        check_digest("layout", self.layout)
+        _require(
+            self.round >= 0 and self.version >= 0 and self.attempt >= 0,
+            "round, attempt and version must not be negative",
+        )
+        _require(0 < self.examples < 2**31, f"examples must be in 1..2^31-1, got {self.examples}")
+        _require(0 < len(self.codec) <= 16, f"codec has {len(self.codec)} stages, expected 1 to 16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt(Message):
+    """The answer to an upload, sent only when the update is on disk. `status`: `accepted` or `duplicate`."""
+
+    status: str
+    round: int
+    digest: str
+    payload_bytes: int
+
+    def __post_init__(self) -> None:
+        _require(
+            self.status in ("accepted", "duplicate"), f"status must be accepted or duplicate, got {self.status[:40]!r}"
+        )
+        check_digest("digest", self.digest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation(Message):
+    """PUT /v1/evaluations/{version}/{client}: held-out loss of one version on one device's own data."""
+
+    client: str
+    layout: str
+    version: int
+    loss_sum: float
+    tokens: int
+    correct: int
+
+    def __post_init__(self) -> None:
+        check_name("client", self.client)
+        check_digest("layout", self.layout)
+        _require(self.version >= 0, "version must not be negative")
+        _require(0 < self.tokens < 2**53, f"tokens must be in 1..2^53-1, got {self.tokens}")
+        _require(0 <= self.correct <= self.tokens, f"correct must be in 0..{self.tokens}, got {self.correct}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal(Message):
+    """The body of every 4xx and 5xx: a stable code for programs, one sentence for people.
+
+    `retry_after_s` is -1 where trying again is useless.
+    """
+
+    code: str
+    message: str
+    retry_after_s: float
