@@ -55,7 +55,7 @@ class Parity:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A bundle. `graphs` maps a target to files by role: onnx {train, eval, forward}, executorch {model}, torch {folder}."""
+    """A bundle. `graphs`: target -> role -> path; onnx {train, eval, forward}, executorch {model}, torch {folder}."""
 
     format: int = FORMAT
     covey: str
