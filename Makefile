@@ -1,0 +1,46 @@
+# Every target makes the virtual environment first if it is missing; nothing needs to be installed by hand but
+# Python 3.11 or newer with pip and venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow check format bench clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Covey needs Python 3.11 or newer; '$(PYTHON)' is older. Try: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Setting up $(VENV) (once; about 1.5 GB with torch and executorch) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+install: $(STAMP)  ## make the virtual environment with everything in it
+
+demo: $(STAMP)  ## run the whole chain on this machine: export, serve, eight devices, a better model
+	@$(BIN)/covey demo $(ARGS)
+
+test: $(STAMP)  ## run the whole suite (ARGS="-k codec" for a part)
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)  ## run the tests that take minutes
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(STAMP)  ## formatter, linter and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(STAMP)  ## format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## run every benchmark quickly (without --quick by hand: see docs/benchmarks.md)
+	@for b in benchmarks/[a-z]*.py; do case $$b in *report.py) ;; *) echo "== $$b"; $(BIN)/python $$b --quick || exit 1;; esac; done
+
+clean:  ## remove the virtual environment and what the demo made
+	@rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
