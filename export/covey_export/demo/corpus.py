@@ -52,3 +52,25 @@ def device_texts(package: str, root: Path | None = None) -> dict[str, str]:
         if "test" not in path.parts and "tests" not in path.parts
     }
     return {name: text for name, text in found.items() if text.strip()}
+
+
+def write_device(package: str, folder: Path, max_bytes: int) -> int:
+    """Copy one package's text below `folder`, whole files while they fit in `max_bytes`; returns the bytes written.
+
+    Files are taken in order of their path. The first one that does not fit whole is cut at the end of a line, so every
+    device has text however large its files are.
+    """
+    written = 0
+    for name, text in device_texts(package).items():
+        data = text.encode()
+        if written + len(data) > max_bytes:
+            cut = data[: max_bytes - written]
+            data = cut[: cut.rfind(b"\n") + 1]
+        if data:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+            written += len(data)
+        if written >= max_bytes - 80:
+            break
+    return written
