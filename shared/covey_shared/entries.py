@@ -1,6 +1,6 @@
 """Entries: some coordinates of a vector and their values, which is what a decoded update is."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from covey_shared.layout import Vector
 
 
-class Entries(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Entries:
     """Values at coordinates of a vector of `size` entries; what is absent is not zero, it was not sent.
 
     `where` is a slice for a contiguous run, else uint32 [k] in strictly ascending order; `values` is float32 [k]. Both
