@@ -1,0 +1,148 @@
+"""SQLite as the server uses it: one file, one connection, one thread, and a commit that is on disk when it returns.
+
+Work is a function of the connection. What waits in the queue when the thread gets to it shares one transaction, hence
+one sync; each piece has its own savepoint, so that a piece that raises undoes itself alone. A future gets its result
+only after the commit. WAL with synchronous=FULL: in NORMAL a power cut may lose commits that were acknowledged.
+
+What this does not know: the tables.
+"""
+
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar
+
+from covey_server.blobs import StoreError
+
+BATCH = 128  # pieces that share a commit; more would make the first wait
+BUSY_MS = 5000
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], Any]
+
+
+class Database:
+    """A connection with its thread. `schema` is the list of statements that make version `len(schema)` from nothing,
+    one migration an element: element i brings a file from version i to i + 1.
+    """
+
+    def __init__(self, path: Path, schema: list[str]):
+        self._queue: SimpleQueue[tuple[Work, Future[Any]] | None] = SimpleQueue()
+        opened: Future[None] = Future()
+        self._thread = Thread(target=self._run, args=(path, schema, opened), name="covey-database", daemon=True)
+        self._thread.start()
+        opened.result()
+
+    def submit(self, work: Callable[[sqlite3.Connection], T]) -> "Future[T]":
+        """Queue a piece of work; the future gets its result once it is committed."""
+        future: Future[T] = Future()
+        self._queue.put((work, future))
+        return future
+
+    def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do it now, waiting."""
+        return self.submit(work).result()
+
+    def close(self) -> None:
+        """Finish what is queued, checkpoint, close."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self, path: Path, schema: list[str], opened: "Future[None]") -> None:
+        try:
+            connection = connect(path, schema)
+        except BaseException as error:
+            opened.set_exception(error)
+            return
+        opened.set_result(None)
+        while batch := self._next_batch():
+            commit_together(connection, batch)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.close()
+
+    def _next_batch(self) -> list[tuple[Work, "Future[Any]"]]:
+        """What is queued, at least one piece; nothing once the end has been asked for."""
+        batch = []
+        item = self._queue.get()
+        while item is not None:
+            batch.append(item)
+            if len(batch) == BATCH:
+                break
+            try:
+                item = self._queue.get_nowait()
+            except Empty:
+                break
+        if item is None and batch:
+            self._queue.put(None)  # the end comes again after this batch
+        return batch
+
+
+def connect(path: Path, schema: list[str]) -> sqlite3.Connection:
+    """Open or make the file, check it and bring it to the newest schema. Raises StoreError for a file it cannot use."""
+    connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_MS / 1000)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+        _migrate(connection, path, schema)
+        verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        if isinstance(error, sqlite3.OperationalError):
+            raise
+        raise StoreError(f"{path} is not a database that can be read ({error}); restore it from a backup") from None
+    except StoreError:
+        connection.close()
+        raise
+    if verdict != "ok":
+        connection.close()
+        raise StoreError(f"the database {path} is damaged: {verdict}; restore it from a backup")
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection, path: Path, schema: list[str]) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(schema):
+        raise StoreError(
+            f"{path} was written by a newer covey (schema {version}, this one knows {len(schema)}); update covey"
+        )
+    for number, script in enumerate(schema[version:], version + 1):
+        connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version={number};\nCOMMIT;")
+
+
+def commit_together(connection: sqlite3.Connection, batch: list[tuple[Work, "Future[Any]"]]) -> None:
+    """Run the pieces in one transaction; if the commit fails they all have failed."""
+    done: list[tuple[Future[Any], Any, BaseException | None]] = []
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        for work, future in batch:
+            done.append((future, *_attempt(connection, work)))
+        connection.execute("COMMIT")
+    except BaseException as error:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        for _, future in batch:
+            future.set_exception(error)
+        return
+    for future, result, failure in done:
+        if failure is None:
+            future.set_result(result)
+        else:
+            future.set_exception(failure)
+
+
+def _attempt(connection: sqlite3.Connection, work: Work) -> tuple[Any, BaseException | None]:
+    """One piece inside its savepoint. SQLite's own errors, a full disk say, end the whole transaction."""
+    connection.execute("SAVEPOINT piece")
+    try:
+        result = work(connection)
+    except sqlite3.Error:
+        raise
+    except Exception as error:
+        connection.execute("ROLLBACK TO piece")
+        connection.execute("RELEASE piece")
+        return None, error
+    connection.execute("RELEASE piece")
+    return result, None

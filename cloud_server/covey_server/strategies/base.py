@@ -1,0 +1,55 @@
+"""What a strategy is: how a round's updates become one mean change, and what is then published.
+
+A strategy is a fold over decoded updates, so the server holds one running sum, whatever the number of devices. It sees
+entries and weights; it knows nothing of HTTP, storage, codecs and other strategies.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from covey_shared.entries import Entries
+from covey_shared.layout import Vector
+
+
+class Sum(NamedTuple):
+    """A running weighted sum: float64 [n], and the weights added up."""
+
+    total: NDArray[np.float64]
+    weight: float
+
+
+class Strategy(NamedTuple):
+    """A strategy: a fold, and what travels down.
+
+    `init(n)` starts the fold; `add(sum, entries, examples)` adds one device's change (trained minus started) and may
+    reuse the sum's memory, so the one passed in is gone; `finish(sum)` is the mean change, float32 [n]. With
+    `absolute` a version is published as weights from zero, else as the difference from the version before.
+    """
+
+    name: str
+    init: Callable[[int], Sum]
+    add: Callable[[Sum, Entries, int], Sum]
+    finish: Callable[[Sum], Vector]
+    absolute: bool = False
+
+
+def empty(n: int) -> Sum:
+    """The sum of nothing."""
+    return Sum(np.zeros(n, np.float64), 0.0)
+
+
+def add_weighted(sum_: Sum, entries: Entries, weight: float) -> Sum:
+    """Adds weight * values where there are values; what a device did not send counts as zero in the mean.
+
+    float64, in the order of the calls: the caller's order decides the bits.
+    """
+    sum_.total[entries.where] += weight * entries.values.astype(np.float64)
+    return Sum(sum_.total, sum_.weight + weight)
+
+
+def mean(sum_: Sum) -> Vector:
+    """The weighted mean, float32 [n]."""
+    return (sum_.total / sum_.weight).astype(np.float32)

@@ -1,0 +1,331 @@
+"""The task file: TOML in, one frozen dataclass out. Every default stands here, with its reason, and nowhere else.
+
+A key that does not exist is refused with the nearest one that does, a value of the wrong type with the type that was
+expected. Pure but for `read`. What this does not know: bundles, so a codec is checked against a layout elsewhere.
+"""
+
+import dataclasses
+import json
+import math
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from covey_server.toml_checks import Defaults, Table, in_range, known, like, named, one_of, positive, typed
+from covey_shared.errors import MessageError, TaskFileError
+from covey_shared.messages import LocalConfig, Scalar
+
+# Arguments of each server optimizer with their defaults. An optimizer takes these and no others.
+OPTIMIZERS: dict[str, dict[str, float]] = {
+    "sgd": {"learning_rate": 1.0},  # 1 is plain averaging: the new adapter is the old one plus the mean change
+    "momentum": {"learning_rate": 1.0, "momentum": 0.9},  # FedAvgM (Hsu et al. 2019) tried 0.7 to 0.99; 0.9 is usual
+    # torch's defaults, which are FLASC's too: its server steps torch.optim.AdamW(lr=1e-3)
+    "adamw": {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01},
+    "adam": {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
+    # FedYogi (Reddi et al. 2021): a larger eps, so that coordinates that hardly moved are not blown up
+    "yogi": {"learning_rate": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-3},
+}
+
+# Arguments of each strategy with their defaults.
+STRATEGIES: dict[str, dict[str, Scalar]] = {
+    "fedavg": {},
+    # a quarter of the entries each way is the density of FLASC's own example
+    "flasc": {"mode": "covey", "density_up": 0.25, "density_down": 0.25},
+}
+
+# Where a strategy's paper fixes what the others leave open.
+STRATEGY_SERVER: dict[str, str] = {"flasc": "adamw"}
+FLASC_PAPER_CLIENT: dict[str, Scalar] = {
+    "optimizer": "sgd",
+    "learning_rate": 1e-3,
+    "momentum": 0.9,
+    "clip_norm": 0.0,
+    "error_feedback": False,
+}
+
+# Arguments of each codec preset with their defaults; the presets themselves are in covey_shared.codec.
+PRESETS: dict[str, dict[str, float]] = {
+    "dense": {},
+    "sign": {},
+    "levels": {"error": 0.1},  # a tenth of the norm: below it training does not notice, above it bytes hardly fall
+    "flasc": {"density": 0.25},
+}
+
+SELECTIONS = ("first-come", "uniform")
+FLASC_MODES = ("paper", "covey")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSection:
+    """[task]. `bundle` is a folder, relative to the task file."""
+
+    bundle: str
+    name: str = "covey"
+    rounds: int = 20  # enough to see a curve; a finished task goes on when this grows
+    seed: int = 0  # gives version 0 of the adapter and every draw
+    publish_every: int = 1  # versions between two published adapters; 0 publishes only the last
+    keep_updates: bool = False  # devices' updates are deleted once counted: nobody needs them, and they tell about data
+
+    def __post_init__(self) -> None:
+        named("[task] name", self.name)
+        in_range("[task] rounds", self.rounds, 1, 1_000_000)
+        in_range("[task] seed", self.seed, 0, 2**63 - 1)
+        in_range("[task] publish_every", self.publish_every, 0, 1_000_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundSection:
+    """[round]. Times in seconds."""
+
+    target: int = 10  # updates that close a round; FLASC and most of its kin use 10
+    over_selection: float = 1.0  # devices asked per update wanted; 1.3 is usual for phones, which drop out
+    deadline_s: float = 600.0  # from the first assignment of an attempt: ten minutes is a slow phone's round
+    minimum: int = 0  # updates that a round needs at its deadline; 0 means half the target
+    selection: str = "first-come"  # `uniform` draws from those who ask within `pool_s`: no bias towards fast devices
+    pool_s: float = 5.0
+    max_norm: float = 1e4  # L2 norm of one change; honest ones stay below 100, and one of 1e30 would end the run
+    retry_s: float = 1.0  # how long a waiting device is told to wait; raise it with the number of devices
+
+    def __post_init__(self) -> None:
+        in_range("[round] target", self.target, 1, 1_000_000)
+        in_range("[round] over_selection", self.over_selection, 1.0, 100.0)
+        in_range("[round] deadline_s", self.deadline_s, 0.1, 1e8)
+        in_range("[round] pool_s", self.pool_s, 0.0, 1e6)
+        in_range("[round] max_norm", self.max_norm, 1e-6, 1e9)
+        in_range("[round] retry_s", self.retry_s, 0.05, 86_400.0)
+        one_of("[round] selection", self.selection, SELECTIONS)
+        if not 0 <= self.minimum <= self.target:
+            raise TaskFileError(
+                f"[round] minimum must be 0 to target ({self.target}), got {self.minimum}; 0 means half the target"
+            )
+
+    @property
+    def needed(self) -> int:
+        """Updates without which a round is not closed."""
+        return self.minimum or math.ceil(self.target / 2)
+
+    @property
+    def cohort(self) -> int:
+        """Devices that are asked: the target with its reserve."""
+        return math.ceil(self.target * self.over_selection - 1e-9)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSection:
+    """[client]: what each device does between download and upload; becomes the LocalConfig that devices receive."""
+
+    optimizer: str = "adamw"  # LoRA trains with Adam-like steps: the two factors have very different scales
+    learning_rate: float = 1e-3  # LoRA takes about ten times the rate of full fine-tuning
+    steps: int = 10  # batches a round: more drift apart on data that differ, fewer waste the round trip
+    momentum: float = 0.9  # of sgd
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0  # a round is a few steps, decay belongs to the server
+    clip_norm: float = 1.0  # one strange text must not throw a device's few steps
+    error_feedback: bool = True  # what a lossy codec drops is sent later; needs a device that keeps its state
+
+    def config(self) -> LocalConfig:
+        """The message form; raises TaskFileError for a value that devices would refuse."""
+        try:
+            return LocalConfig(**dataclasses.asdict(self))
+        except MessageError as error:
+            raise TaskFileError(f"[client] {error}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """A choice by name with its own arguments: a strategy, a server optimizer, a codec preset or a codec stage."""
+
+    name: str
+    args: dict[str, Scalar]
+
+
+Codec = tuple[Named, ...] | Named  # the stages of a chain, or one preset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFile:
+    """A whole task, every default filled in."""
+
+    task: TaskSection
+    round: RoundSection
+    strategy: Named
+    server: Named
+    upload: Codec
+    download: Codec
+    client: ClientSection
+
+    def to_json(self) -> str:
+        """The canonical text that is stored with a run."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1)
+
+
+SECTIONS = ("task", "round", "strategy", "server", "upload", "download", "client")
+
+
+def read(path: Path) -> TaskFile:
+    """The task in a file; the bundle's path comes out absolute."""
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise TaskFileError(f"there is no task file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskFileError(f"the task file {path} cannot be read: {error}") from None
+    try:
+        parsed = parse(text)
+    except TaskFileError as error:
+        raise TaskFileError(f"{path}: {error}") from None
+    bundle = str((path.parent / parsed.task.bundle).resolve())
+    return dataclasses.replace(parsed, task=dataclasses.replace(parsed.task, bundle=bundle))
+
+
+def parse(text: str) -> TaskFile:
+    """The task in a TOML text."""
+    try:
+        data = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise TaskFileError(f"not valid TOML: {error}") from None
+    known("the task file", data, SECTIONS, "section")
+    tables = {name: _table(name, data.get(name, {})) for name in SECTIONS}
+    strategy = _named_choice("strategy", tables["strategy"], "name", "fedavg", STRATEGIES)
+    _check_flasc(strategy)
+    return TaskFile(
+        task=_section(TaskSection, "task", tables["task"]),
+        round=_section(RoundSection, "round", tables["round"]),
+        strategy=strategy,
+        server=_server(tables["server"], strategy),
+        upload=_codec("upload", tables["upload"], strategy, "density_up", "sign"),
+        download=_codec("download", tables["download"], strategy, "density_down", "levels"),
+        client=_client(tables["client"], strategy),
+    )
+
+
+def is_paper(strategy: Named) -> bool:
+    """FLASC exactly as its paper has it."""
+    return strategy.name == "flasc" and strategy.args["mode"] == "paper"
+
+
+def _server(table: Table, strategy: Named) -> Named:
+    default = STRATEGY_SERVER.get(strategy.name, "sgd")
+    choice = _named_choice("server", table, "optimizer", default, OPTIMIZERS)
+    for key, value in choice.args.items():
+        if key in ("learning_rate", "eps"):
+            positive(f"[server] {key}", float(value))
+        else:
+            in_range(f"[server] {key}", float(value), 0.0, 1 - 1e-9)
+    return choice
+
+
+def _client(table: Table, strategy: Named) -> ClientSection:
+    client = _section(ClientSection, "client", {**(FLASC_PAPER_CLIENT if is_paper(strategy) else {}), **table})
+    client.config()
+    if is_paper(strategy) and client.error_feedback:
+        raise TaskFileError("[client] error_feedback must be false with FLASC's paper mode, whose devices keep nothing")
+    return client
+
+
+def _check_flasc(strategy: Named) -> None:
+    if strategy.name == "flasc":
+        one_of("[strategy] mode", str(strategy.args["mode"]), FLASC_MODES)
+        for key in ("density_up", "density_down"):
+            value = float(strategy.args[key])
+            if not 0 < value <= 1:
+                raise TaskFileError(f"[strategy] {key} must be above 0 and at most 1, got {value}")
+
+
+def _codec(section: str, table: Table, strategy: Named, density: str, default: str) -> Codec:
+    """One of [upload] and [download]."""
+    if strategy.name == "flasc":
+        if table:
+            raise TaskFileError(
+                f"[{section}] cannot stand beside strategy 'flasc', whose {density} sets the codec; remove [{section}] "
+                "or use strategy 'fedavg'"
+            )
+        return _flasc_codec(strategy, float(strategy.args[density]))
+    codec = table.get("codec", default)
+    if isinstance(codec, list):
+        known(f"[{section}]", table, ("codec",))
+        return tuple(_stage(f"[{section}] codec, stage {i + 1}", stage) for i, stage in enumerate(codec))
+    return _named_choice(section, table, "codec", default, PRESETS)
+
+
+def _flasc_codec(strategy: Named, density: float) -> Codec:
+    """Top-k and exact values as the paper sends them, or, in covey mode, values to a tenth of their norm."""
+    values: dict[str, Scalar] = {"values": "f32"} if is_paper(strategy) else {"values": "auto", "error": 0.1}
+    stages = [] if density == 1 else [Named(name="topk", args={"density": density})]
+    return (*stages, Named(name="pack", args=values))
+
+
+def _stage(where: str, table: Any) -> Named:
+    if not isinstance(table, dict) or not isinstance(table.get("name"), str):
+        raise TaskFileError(f"{where} must be a table with a name, such as {{name = 'topk', density = 0.1}}")
+    args = {key: value for key, value in table.items() if key != "name"}
+    for key, value in args.items():
+        if not isinstance(value, bool | int | float | str):
+            raise TaskFileError(f"{where}: {key} must be a number, a text or true/false, got {value!r}")
+    return Named(name=named(where, table["name"]), args=args)
+
+
+def _named_choice(section: str, table: Table, key: str, default: str, choices: Defaults) -> Named:
+    """A table whose `key` names one of `choices` and whose other keys are that choice's arguments."""
+    name = typed(f"[{section}] {key}", table.get(key, default), str)
+    one_of(f"[{section}] {key}", name, choices)
+    defaults = choices[name]
+    known(f"[{section}] with {key} = {name!r}", table, (key, *defaults))
+    args = {arg: like(f"[{section}] {arg}", table.get(arg, value), value) for arg, value in defaults.items()}
+    return Named(name=name, args=args)
+
+
+S = TypeVar("S")
+
+
+def _section(cls: type[S], name: str, table: Table) -> S:
+    """A dataclass of scalars from a table, each value of its field's type."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known(f"[{name}]", table, fields)
+    for field in fields.values():
+        if field.default is dataclasses.MISSING and field.name not in table:
+            raise TaskFileError(f"[{name}] lacks {field.name}")
+    kinds = {key: field.type if isinstance(field.type, type) else str for key, field in fields.items()}
+    return cls(**{key: typed(f"[{name}] {key}", value, kinds[key]) for key, value in table.items()})
+
+
+def _table(name: str, value: Any) -> Table:
+    if not isinstance(value, dict):
+        raise TaskFileError(f"{name} must be a section, written [{name}], got {value!r}")
+    return value
+
+
+# Keys whose change does not contradict what a run has on disk: they say how the next rounds are run.
+HARMLESS = ("task.bundle", "task.publish_every", "task.keep_updates")
+HARMLESS_SECTIONS = ("round",)
+
+
+def changed_key(stored: str, now: TaskFile, version: int) -> str | None:
+    """The first key in which a run's stored task differs from the file in a way that matters, or None.
+
+    `stored` is `to_json` of the run's task, `version` its head. The bundle is compared by digest elsewhere, so it may
+    move; `rounds` may grow, or shrink to what is already done.
+    """
+    old, new = _flat(json.loads(stored)), _flat(json.loads(now.to_json()))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) == new.get(key) or key in HARMLESS or key.split(".")[0] in HARMLESS_SECTIONS:
+            continue
+        if key == "task.rounds" and int(new[key]) >= version:
+            continue
+        return key
+    return None
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys; a list counts by position."""
+    if isinstance(data, list):
+        data = {str(i): value for i, value in enumerate(data)}
+    if not isinstance(data, dict):
+        return {prefix: data}
+    out: dict[str, Any] = {}
+    for key, value in data.items():
+        out |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return out
