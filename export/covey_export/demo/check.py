@@ -1,7 +1,7 @@
-"""What the demo does with the published adapter: loads it as anyone would, with PEFT, and checks it against the devices.
+"""The published adapter, loaded as anyone would, with PEFT, and checked against what the devices saw.
 
-The devices saw the adapter through ONNX Runtime and ExecuTorch, as a flat vector that came over the wire in pieces. Here
-it is a folder in PEFT's own format on top of the original Hugging Face model. Both must have the same loss.
+The devices saw the adapter through ONNX Runtime and ExecuTorch, as a flat vector that came over the wire in pieces.
+Here it is a folder in PEFT's own format on top of the original Hugging Face model. Both must have the same loss.
 """
 
 from dataclasses import dataclass

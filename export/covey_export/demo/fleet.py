@@ -1,4 +1,4 @@
-"""The demo's processes: one server, one client a device, started as a user would start them, and followed by their files.
+"""The demo's processes: a server and a client a device, started as a user would, and followed by their files.
 
 Nothing is shared in memory. The display reads what each client writes with `--events` and what the server answers at
 `/v1/status`, as any dashboard could.

@@ -87,7 +87,8 @@ def table(run: Run, *, bits: bool) -> Table:
         dense = (d.updates + d.downloads) * run.entries * 4
         out.add_row(
             d.name, d.runtime, f"{d.loss_before * scale:.3f}", f"{d.loss_after * scale:.3f}",
-            f"[{'green' if change < 0 else 'red'}]{change:+.1%}[/]", human(d.upload_bytes), human(d.download_bytes), human(dense),
+            f"[{'green' if change < 0 else 'red'}]{change:+.1%}[/]",
+            human(d.upload_bytes), human(d.download_bytes), human(dense),
         )  # fmt: skip
     change = run.loss_after / run.loss_before - 1
     out.add_section()
@@ -148,7 +149,9 @@ def plot(path: Path, runs: list[Run], *, bits: bool) -> None:
         axes.plot([x for x, _ in points], [y for _, y in points], marker="o", markersize=3, label=run.label)
     before = runs[0].loss_before * scale
     axes.axhline(before, color="grey", linewidth=0.8, linestyle="--")
-    axes.annotate("base model", (0.99, before), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="grey")
+    axes.annotate(
+        "base model", (0.99, before), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="grey"
+    )
     if len(runs) > 1:
         axes.set_xscale("symlog", linthresh=0.1)
     axes.set_xlabel("bytes on the wire, up and down, all devices (MB)")
