@@ -1,0 +1,305 @@
+"""The loop of a device: asks `plan` what is next and does it. All input and output of a round is here.
+
+What is durable when: a version once its digest is right; training every few seconds; an update, with its exact bytes,
+before the first byte of it is sent; the codec's next state only together with the server's acknowledgement, so that a
+change that never arrived is not taken for sent.
+"""
+
+import asyncio
+import hashlib
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from covey_edge import calls, local
+from covey_edge.data import Dataset, evaluation_batches, evaluation_count
+from covey_edge.events import Events
+from covey_edge.local import Progress
+from covey_edge.plan import (
+    Action,
+    CheckIn,
+    Evaluate,
+    Fetch,
+    Finish,
+    Train,
+    Upload,
+    View,
+    Wait,
+    Wishes,
+    after_check_in,
+    before_check_in,
+)
+from covey_edge.state import HISTORY, Client, Pending, Scored, StateFolder, bytes_of, training_of
+from covey_edge.trainers import Score, Trainer
+from covey_edge.transport import Refused, ServerError, Transport
+from covey_edge.versions import NOTHING, Held, advance
+from covey_shared import messages
+from covey_shared.bundle import Bundle
+from covey_shared.codec import Codec, codec_from_spec, dump_state, error_feedback, load_state
+from covey_shared.errors import MessageError, UsageError
+from covey_shared.layout import Vector
+from covey_shared.messages import Assignment, Evaluation, Task, Update
+from covey_shared.prng import derive
+
+CHECKPOINT_S = 2.0  # between two saves of a round in progress: what a kill costs at most
+MAX_REFUSALS = 5  # in a row, before the server's sentence becomes the end
+MAX_WAIT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Device:
+    """What does not change while a device takes part in a task."""
+
+    task: Task
+    bundle: Bundle
+    dataset: Dataset
+    trainer: Trainer
+    runtime: str
+    wishes: Wishes
+    eval_batches: int
+    checkpoint_s: float = CHECKPOINT_S
+
+    def start(self) -> Vector:
+        """Version 0, from the task's seed."""
+        return self.bundle.start(self.task.seed)
+
+    def codec(self) -> Codec:
+        """The codec of the uploads."""
+        plain = codec_from_spec(self.task.upload_codec, self.bundle.manifest.layout)
+        return error_feedback(plain) if self.task.local.error_feedback else plain
+
+    def codec_name(self) -> str:
+        """What a saved codec state must be of to be used again."""
+        spec = [s.to_bytes() for s in self.task.upload_codec]
+        return hashlib.sha256(repr((spec, self.task.local.error_feedback)).encode()).hexdigest()
+
+
+def task_name(task: Task) -> str:
+    """What a state folder belongs to: the same name over another model or seed is another task."""
+    return f"{task.name}/{hashlib.sha256(f'{task.bundle}{task.layout}{task.seed}'.encode()).hexdigest()[:16]}"
+
+
+class Agent:
+    """One device in one task. `record` is what it remembers; every change of it is saved before it is relied on."""
+
+    def __init__(self, device: Device, transport: Transport, folder: StateFolder, record: Client, events: Events):
+        self.device, self.transport, self.folder, self.events = device, transport, folder, events
+        self.record = record
+        self.held = record.version()
+        self.uploaded = self.refusals = 0
+
+    async def run(self) -> Client:
+        """Take part until the task is done (or one round is); returns what is remembered in the end."""
+        perform: dict[type, Callable[[Any], Awaitable[bool]]] = {
+            Fetch: self.fetch,
+            Evaluate: self.evaluate,
+            Train: self.train,
+            Upload: self.upload,
+            Wait: self.wait,
+        }
+        todo: deque[Action] = deque()
+        while True:
+            action = todo.popleft() if todo else before_check_in(self.view(), self.device.wishes)[0]
+            if isinstance(action, Finish):
+                return self.record
+            if isinstance(action, CheckIn):
+                todo.extend(after_check_in(self.view(), await self.check_in(), self.device.wishes))
+            elif not await perform[type(action)](action):
+                todo.clear()  # the rest of the plan stood on what did not happen
+
+    def view(self) -> View:
+        """What decisions depend on."""
+        evaluated = {s.version for s in self.record.history}
+        return View(self.held.version, evaluated, bool(self.record.pending), self.uploaded)
+
+    async def check_in(self) -> Assignment:
+        """Offer this device."""
+        task, examples = self.device.task, self.device.dataset.train.count
+        message = messages.CheckIn(
+            client=self.record.client, layout=task.layout, held=self.held.version, examples=examples,
+            runtime=self.device.runtime,
+        )  # fmt: skip
+        assignment = await calls.check_in(self.transport, message)
+        if assignment.action == "train":
+            self.events.emit(
+                "round", round=assignment.round, rounds=task.rounds, attempt=assignment.attempt,
+                version=assignment.version, deadline_s=assignment.deadline_s,
+            )  # fmt: skip
+        return assignment
+
+    async def fetch(self, action: Fetch) -> bool:
+        """Come to a version: from the one held if the server's steps fit, else from the beginning."""
+        before = self.transport.traffic.received.get(calls.ADAPTER, 0)
+        held = self.held if self.held.version <= action.version else Held(NOTHING, self.held.adapter)
+        try:
+            try:
+                self.held = await self.advance_from(held, action.version)
+            except (MessageError, Refused) as error:
+                if held.version == NOTHING:
+                    raise
+                self.events.notice(f"starting again from the whole adapter: {error}")
+                self.held = await self.advance_from(Held(NOTHING, held.adapter), action.version)
+        except Refused as error:
+            return await self.refused(error, 0)
+        self.save(held=self.held.version, adapter=bytes_of(self.held.adapter))
+        size = self.transport.traffic.received[calls.ADAPTER] - before
+        self.events.emit("version", version=action.version, bytes=size)
+        return True
+
+    async def advance_from(self, held: Held, version: int) -> Held:
+        """The version, from what is held, with its digest checked."""
+        layout = self.device.bundle.manifest.layout
+        message = await calls.get_adapter(self.transport, version, held.version, layout)
+        return await asyncio.to_thread(advance, held, message, layout, self.device.start)
+
+    async def evaluate(self, action: Evaluate) -> bool:
+        """Held-out loss of the version that is held; the server hears of it, and may decline."""
+        score = await self.score(self.held.adapter)
+        scored = Scored(version=action.version, **score._asdict())
+        message = Evaluation(client=self.record.client, layout=self.device.task.layout, **score._asdict(),
+                             version=action.version)  # fmt: skip
+        try:
+            await calls.put_evaluation(self.transport, message)
+        except Refused as error:
+            self.events.notice(f"the server does not take the evaluation of version {action.version}: {error}")
+        first, rest = self.record.history[:1], self.record.history[1:]
+        self.save(history=(*first, *rest[1 - HISTORY :], scored))
+        self.events.emit("evaluated", version=action.version, loss=scored.loss, **score._asdict())
+        return True
+
+    async def score(self, adapter: Vector) -> Score:
+        """The sums over the held-out examples."""
+        examples, batch_size = self.device.dataset.heldout, self.device.bundle.manifest.batch_size
+        total = evaluation_count(examples, batch_size, self.device.eval_batches)
+        loss_sum, tokens, correct = 0.0, 0, 0
+        for done, batch in enumerate(evaluation_batches(examples, batch_size, self.device.eval_batches), 1):
+            score = await asyncio.to_thread(self.device.trainer.evaluate, adapter, batch)
+            loss_sum, tokens, correct = loss_sum + score.loss_sum, tokens + score.tokens, correct + score.correct
+            self.events.emit("batch", what="evaluating", done=done, total=total)
+        return Score(loss_sum, tokens, correct)
+
+    async def train(self, action: Train) -> bool:
+        """All steps of a round, from where a killed process left it; then the update, encoded and saved."""
+        progress = await self.train_steps(action)
+        if progress is None:
+            return False
+        codec = self.device.codec()
+        name = self.device.codec_name()
+        known = self.record.codec_state if self.record.codec == name else b""
+        state = load_state(known) if known else codec.init(derive(self.device.task.seed, "codec", self.record.client))
+        parts, after = await asyncio.to_thread(codec.encode, progress.adapter - self.held.adapter, state)
+        body = self.update(action, progress, parts).to_bytes()
+        if len(body) > self.device.task.max_upload_bytes:
+            raise UsageError(
+                f"the update has {len(body):,} bytes, the server takes at most {self.device.task.max_upload_bytes:,}: "
+                "its operator has to raise the limit or choose a smaller codec"
+            )
+        pending = Pending(
+            round=action.round, attempt=action.attempt, version=action.version, body=body, codec_after=dump_state(after)
+        )
+        manifest = self.device.bundle.manifest
+        tokens = progress.step * manifest.batch_size * manifest.seq_len
+        self.save(
+            pending=(pending,), codec=name, codec_state=dump_state(state),
+            trained_tokens=self.record.trained_tokens + tokens,
+            train_seconds=self.record.train_seconds + progress.seconds,
+        )  # fmt: skip
+        self.folder.forget_training()
+        self.events.emit(
+            "trained", round=action.round, steps=progress.step, seconds=round(progress.seconds, 3),
+            loss_before=progress.loss_before, loss_after=progress.loss_after, bytes=len(body),
+        )  # fmt: skip
+        return True
+
+    async def train_steps(self, action: Train) -> Progress | None:
+        """The finished round, or None where its deadline passed: what is done is kept in case it is opened again."""
+        task, deadline = self.device.task, time.monotonic() + action.deadline_s
+        progress, saved = self.resumed(action), time.monotonic()
+        seed = local.batch_seed(task.seed, action.round, self.record.client)
+        batch_size = self.device.bundle.manifest.batch_size
+        steps = local.train(self.device.trainer, self.device.dataset.train, batch_size, task.local, seed, progress)
+        try:
+            while (after := await asyncio.to_thread(next, steps, None)) is not None:
+                progress = after
+                self.events.emit(
+                    "step", what=f"training for round {action.round}", round=action.round, done=progress.step,
+                    total=task.local.steps, loss=progress.last[-1],
+                )  # fmt: skip
+                if time.monotonic() - saved >= self.device.checkpoint_s:
+                    self.checkpoint(action, progress)
+                    saved = time.monotonic()
+                if time.monotonic() > deadline and progress.step < task.local.steps:
+                    self.checkpoint(action, progress)
+                    self.events.emit("late", round=action.round, step=progress.step)
+                    return None
+        except asyncio.CancelledError:  # Ctrl-C: lose nothing
+            self.checkpoint(action, progress)
+            raise
+        return progress
+
+    def resumed(self, action: Train) -> Progress:
+        """The round's saved progress if there is any of this very round, else its beginning."""
+        saved, sentence = self.folder.load_training()
+        self.events.notice(sentence)
+        if saved and (saved.task, saved.round, saved.attempt, saved.version) == _key(self.record.task, action):
+            self.events.notice(f"going on with round {action.round} after step {saved.step}")
+            return saved.progress()
+        return local.begin(self.held.adapter, self.device.task.local)
+
+    def checkpoint(self, action: Train, progress: Progress) -> None:
+        """Save the round in progress."""
+        self.folder.save(training_of(self.record.task, action.round, action.attempt, action.version, progress))
+
+    def update(self, action: Train, progress: Progress, parts: dict[str, bytes]) -> Update:
+        """The message that is uploaded."""
+        return Update(
+            client=self.record.client, layout=self.device.task.layout, round=action.round, attempt=action.attempt,
+            version=action.version, codec=self.device.task.upload_codec, parts=parts,
+            examples=self.device.dataset.train.count, steps=progress.step, loss_before=progress.loss_before,
+            loss_after=progress.loss_after, seconds=progress.seconds,
+        )  # fmt: skip
+
+    async def upload(self, action: Upload) -> bool:
+        """Send the pending bytes until they are acknowledged; a refusal drops them and keeps the codec's old state."""
+        pending = self.record.pending[0]
+        try:
+            receipt = await calls.put_update(self.transport, pending.round, self.record.client, pending.body)
+        except Refused as error:
+            self.save(pending=())
+            return await self.refused(error, pending.round)
+        if receipt.digest != hashlib.sha256(pending.body).hexdigest():
+            raise ServerError(f"the server acknowledged other bytes than were sent for round {pending.round}")
+        self.uploaded, self.refusals = self.uploaded + 1, 0
+        self.save(pending=(), codec_state=pending.codec_after, rounds=self.record.rounds + 1)
+        self.events.emit("uploaded", round=pending.round, bytes=len(pending.body), status=receipt.status)
+        return True
+
+    async def refused(self, error: Refused, round_: int) -> bool:
+        """Note a refusal and pause; too many in a row are the end."""
+        self.refusals += 1
+        self.events.emit("refused", round=round_, message=str(error), status=error.status, code=error.code)
+        if self.refusals >= MAX_REFUSALS:
+            raise error
+        await asyncio.sleep(random.random() * self.refusals)
+        return False
+
+    async def wait(self, action: Wait) -> bool:
+        """Sleep as long as the server asked, with a little jitter so that devices do not march in step."""
+        seconds = min(action.seconds, MAX_WAIT_S) * (1 + 0.1 * random.random())
+        self.events.emit("wait", seconds=round(seconds, 3))
+        await asyncio.sleep(seconds)
+        return True
+
+    def save(self, **changes: Any) -> None:
+        """Change what is remembered, durably."""
+        traffic = self.transport.traffic
+        self.record = replace(self.record, sent=dict(traffic.sent), received=dict(traffic.received), **changes)
+        self.folder.save(self.record)
+
+
+def _key(task: str, action: Train) -> tuple[str, int, int, int]:
+    """What a saved round must be of to be gone on with."""
+    return (task, action.round, action.attempt, action.version)

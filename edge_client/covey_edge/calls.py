@@ -1,0 +1,59 @@
+"""The protocol's calls: messages in, messages out, over a Transport. Paths and limits are those of docs/protocol.md."""
+
+from typing import TypeVar
+
+from covey_edge.transport import ServerError, Transport
+from covey_shared.errors import MessageError, UsageError
+from covey_shared.layout import Layout
+from covey_shared.manifest import MAX_MANIFEST_BYTES
+from covey_shared.messages import PROTOCOL, Adapter, Assignment, CheckIn, Evaluation, Message, Receipt, Task
+
+M = TypeVar("M", bound=Message)
+ADAPTER, UPDATE, BUNDLE = "adapter", "update", "bundle"  # the counters of Traffic that people ask for
+
+
+async def get_task(transport: Transport) -> Task:
+    """What there is to join. Raises UsageError when the server speaks another protocol version."""
+    task = _read(Task, await transport.exchange("GET", "/v1/task"), transport)
+    if task.protocol != PROTOCOL:
+        raise UsageError(f"the server speaks protocol {task.protocol}, this client {PROTOCOL}: update the older one")
+    return task
+
+
+async def get_manifest(transport: Transport) -> bytes:
+    """The bytes of the bundle's manifest; their digest is not checked here."""
+    return await transport.exchange("GET", "/v1/bundle", limit=MAX_MANIFEST_BYTES, kind=BUNDLE)
+
+
+async def check_in(transport: Transport, message: CheckIn) -> Assignment:
+    """Offer this device."""
+    return _read(Assignment, await transport.exchange("POST", "/v1/checkin", body=message.to_bytes()), transport)
+
+
+async def get_adapter(transport: Transport, version: int, held: int, layout: Layout) -> Adapter:
+    """How to come to a version from the one held. No honest answer is longer than twice the dense adapter."""
+    path = f"/v1/adapter/{version}?held={held}"
+    message = _read(
+        Adapter, await transport.exchange("GET", path, limit=8 * layout.size + (1 << 20), kind=ADAPTER), transport
+    )
+    if message.version != version:
+        raise ServerError(f"{transport.url} sends version {message.version} of the adapter, asked for {version}")
+    return message
+
+
+async def put_update(transport: Transport, round_: int, client: str, body: bytes) -> Receipt:
+    """Upload an update; may be repeated with the same bytes as often as needed, it counts once."""
+    data = await transport.exchange("PUT", f"/v1/updates/{round_}/{client}", body=body, kind=UPDATE)
+    return _read(Receipt, data, transport)
+
+
+async def put_evaluation(transport: Transport, message: Evaluation) -> None:
+    """Report a held-out loss; repeating replaces."""
+    await transport.exchange("PUT", f"/v1/evaluations/{message.version}/{message.client}", body=message.to_bytes())
+
+
+def _read(kind: type[M], data: bytes, transport: Transport) -> M:
+    try:
+        return kind.from_bytes(data)
+    except MessageError as error:
+        raise ServerError(f"{transport.url} is not a Covey server of this version: {error}") from None

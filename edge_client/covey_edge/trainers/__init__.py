@@ -1,0 +1,88 @@
+"""Trainers: one small interface, three runtimes behind it. Each is a file; none knows optimisers, rounds or the wire.
+
+`onnx` is the default (Jetson, servers, desktops), `executorch` runs what phones run, `torch` is for machines that have
+PyTorch anyway, with or without CUDA. A runtime is imported only when it is opened.
+"""
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from covey_edge.data import Batch
+from covey_shared.bundle import Bundle
+from covey_shared.errors import BundleError, UsageError
+from covey_shared.layout import Vector
+from covey_shared.manifest import Manifest
+
+# In the order of `auto`: the lightest first. The name is the bundle's target, the value what has to be installed.
+MODULES = {"onnx": ("onnxruntime",), "executorch": ("executorch", "torch"), "torch": ("torch", "safetensors")}
+RUNTIMES = tuple(MODULES)
+
+
+class Score(NamedTuple):
+    """Held-out result: `loss_sum` in nats over `tokens` counted positions (rows, for a classifier), `correct` hits."""
+
+    loss_sum: float
+    tokens: int
+    correct: int
+
+
+class Trainer(Protocol):
+    """The frozen base model on a runtime: the adapter goes in with every call, nothing stays behind."""
+
+    def loss_and_gradient(self, adapter: Vector, batch: Batch) -> tuple[float, Vector]:
+        """Mean loss over the counted labels, in nats, and its gradient, float32 [n], which the caller may keep."""
+
+    def evaluate(self, adapter: Vector, batch: Batch) -> Score:
+        """The sums over one batch."""
+
+    def logits(self, adapter: Vector, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """For int64 [B, T]: float32 [B, T, vocabulary] of a causal LM, [B, classes] of a classifier."""
+
+
+def choose_runtime(manifest: Manifest, wanted: str) -> str:
+    """The runtime to use: the one wanted, or with `auto` the first that the bundle has and that is installed here."""
+    have = [r for r in RUNTIMES if r in manifest.graphs]
+    if wanted == "auto":
+        found = next((r for r in have if not missing_modules(r)), None)
+        if found is None:
+            raise UsageError(
+                f"the bundle is for {' or '.join(have)}, none of which is installed here: "
+                f"pip install 'covey[edge,{have[0] if have else 'onnx'}]'"
+            )
+        return found
+    require_runtime(wanted)
+    if wanted not in have:
+        raise BundleError(
+            f"the bundle has no graphs for {wanted}, it has {', '.join(have)}: join with --runtime {have[0]}, "
+            f"or export it with --targets {wanted}"
+        )
+    return wanted
+
+
+def require_runtime(runtime: str) -> None:
+    """Refuses a runtime that is not installed, with the command that installs it."""
+    missing = missing_modules(runtime)
+    if missing:
+        raise UsageError(
+            f"the runtime {runtime} needs {' and '.join(missing)}, not installed here: "
+            f"pip install 'covey[edge,{runtime}]'"
+        )
+
+
+def missing_modules(runtime: str) -> list[str]:
+    """The modules of a runtime that are not there, without importing any."""
+    return [m for m in MODULES[runtime] if find_spec(m) is None]
+
+
+def open_trainer(bundle: Bundle, runtime: str, threads: int = 0, provider: str = "") -> Trainer:
+    """Load a bundle's graphs into a runtime.
+
+    `threads`: of the CPU, 0 = the runtime's own choice. `provider`: the device, `cuda` say; empty = CPU.
+    """
+    module = import_module(f"covey_edge.trainers.{runtime}")
+    trainer: Trainer = module.open_trainer(bundle, threads, provider)
+    return trainer
