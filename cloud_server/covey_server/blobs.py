@@ -1,4 +1,4 @@
-"""Content-addressed files: a blob's name is the SHA-256 of its bytes, so a name can be trusted only as far as it checks.
+"""Content-addressed files: a blob's name is the SHA-256 of its bytes.
 
 A blob is on disk when `put` returns: written to a temporary file, synced, renamed, and the folder synced. Reading
 compares the digest, so a damaged disk is reported and never averaged in.
@@ -7,6 +7,7 @@ compares the digest, so a damaged disk is reported and never averaged in.
 import hashlib
 import itertools
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class Blobs:
                 f"the blob {digest[:12]} is missing from {self.folder}; restore it from a backup"
             ) from None
         if hashlib.sha256(data).hexdigest() != digest:
-            raise StoreError(f"the blob {digest[:12]} in {self.folder} is damaged; restore it from a backup")
+            raise StoreError(f"the blob {digest[:12]} in {self.folder} is damaged; restore the backup")
         return data
 
     def delete(self, digests: Collection[str]) -> None:
@@ -62,7 +63,7 @@ class Blobs:
         return len(stale)
 
     def _path(self, digest: str) -> Path:
-        assert len(digest) == 64 and digest.isalnum(), digest
+        assert re.fullmatch("[0-9a-f]{64}", digest), digest
         return self.folder / digest[:2] / digest
 
     def _write(self, path: Path, data: bytes) -> None:

@@ -7,19 +7,21 @@ only after the commit. WAL with synchronous=FULL: in NORMAL a power cut may lose
 What this does not know: the tables.
 """
 
+import asyncio
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from covey_server.blobs import StoreError
 
 BATCH = 128  # pieces that share a commit; more would make the first wait
 BUSY_MS = 5000
 T = TypeVar("T")
+P = ParamSpec("P")
 Work = Callable[[sqlite3.Connection], Any]
 
 
@@ -35,15 +37,21 @@ class Database:
         self._thread.start()
         opened.result()
 
-    def submit(self, work: Callable[[sqlite3.Connection], T]) -> "Future[T]":
-        """Queue a piece of work; the future gets its result once it is committed."""
+    def submit(
+        self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> "Future[T]":
+        """Queue `work(connection, *args, **kwargs)`; the future gets its result once it is committed."""
         future: Future[T] = Future()
-        self._queue.put((work, future))
+        self._queue.put((lambda connection: work(connection, *args, **kwargs), future))
         return future
 
-    def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do it now, waiting."""
-        return self.submit(work).result()
+    def run(self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do it, waiting in this thread."""
+        return self.submit(work, *args, **kwargs).result()
+
+    async def do(self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do it, waiting on the event loop."""
+        return await asyncio.wrap_future(self.submit(work, *args, **kwargs))
 
     def close(self) -> None:
         """Finish what is queued, checkpoint, close."""
@@ -118,13 +126,15 @@ def commit_together(connection: sqlite3.Connection, batch: list[tuple[Work, "Fut
     try:
         connection.execute("BEGIN IMMEDIATE")
         for work, future in batch:
-            done.append((future, *_attempt(connection, work)))
+            if future.set_running_or_notify_cancel():  # who gave up waiting in the queue is not served
+                done.append((future, *_attempt(connection, work)))
         connection.execute("COMMIT")
     except BaseException as error:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         for _, future in batch:
-            future.set_exception(error)
+            if future.running() or future.set_running_or_notify_cancel():
+                future.set_exception(error)
         return
     for future, result, failure in done:
         if failure is None:

@@ -8,8 +8,8 @@ of its own, so every order of events can be tried in memory.
               CheckedIn        UpdateAccepted     Tick              Published
     open      assign or wait   count, may close   may close, may    -
                                                   reopen, may draw
-    closing   wait             count              -                 open the next, or done
-    done      go home          -                  -                 -
+    closing   wait             count              nothing           open the next, or done
+    done      go home          nothing            nothing           -
 
 A synchronous round trains from the head version and closes when `target` updates are in, or at its deadline with at
 least `minimum`. Below the minimum it is opened again, attempt + 1, on the same version, and keeps what it has. The
@@ -75,8 +75,9 @@ class CheckedIn(NamedTuple):
 
 
 class UpdateAccepted(NamedTuple):
-    """A device's update for the state's round is on disk."""
+    """A device's update is on disk. One for an earlier round than the state's changes nothing."""
 
+    round: int
     client: str
 
 
@@ -229,17 +230,19 @@ def _assignment(state: State, client: str, now_s: float) -> Assign:
 
 
 def _count(rules: Rules, state: State, event: UpdateAccepted) -> Outcome:
-    state = _counted(state, event.client)
+    state = _counted(state, event)
     return _close(state) if len(state.accepted) >= rules.target else (state, ())
 
 
 def _count_late(rules: Rules, state: State, event: UpdateAccepted) -> Outcome:
     """On disk before the round was frozen, reported after the decision to close: it is part of the round."""
-    return _counted(state, event.client), ()
+    return _counted(state, event), ()
 
 
-def _counted(state: State, client: str) -> State:
-    one = frozenset({client})
+def _counted(state: State, event: UpdateAccepted) -> State:
+    if event.round != state.round:
+        return state
+    one = frozenset({event.client})
     return replace(state, assigned=state.assigned | one, cohort=state.cohort | one, accepted=state.accepted | one)
 
 
@@ -275,7 +278,7 @@ def _next(rules: Rules, state: State, event: Published) -> Outcome:
     return opened(rules, event.version), ()
 
 
-def _nothing(rules: Rules, state: State, event: Tick) -> Outcome:
+def _nothing(rules: Rules, state: State, event: Event) -> Outcome:
     return state, ()
 
 
@@ -288,6 +291,7 @@ TABLE: dict[tuple[str, type], Callable[[Rules, State, Any], Outcome]] = {
     (CLOSING, Tick): _nothing,
     (CLOSING, Published): _next,
     (DONE, CheckedIn): _send_home,
+    (DONE, UpdateAccepted): _nothing,
     (DONE, Tick): _nothing,
 }
 

@@ -212,6 +212,11 @@ def evaluate(db: sqlite3.Connection, version: int, client: str, loss_sum: float,
     db.execute("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?)", row)
 
 
+def evaluators(db: sqlite3.Connection, version: int) -> set[str]:
+    """The devices that have evaluated a version."""
+    return {client for (client,) in db.execute("SELECT client FROM evaluations WHERE version = ?", (version,))}
+
+
 def add_traffic(db: sqlite3.Connection, rows: Iterable[TrafficRow]) -> None:
     """Add to the counters."""
     db.executemany(

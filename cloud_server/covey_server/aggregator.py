@@ -1,0 +1,320 @@
+"""The run in motion: what happens when a device asks, sends, or time passes.
+
+This is the one place where the pure parts meet the disk and the clock. Everything here runs on the event loop and
+decides nothing: the engine says who trains and when a round ends, the store says what counts, the recipe computes. What
+takes more than a millisecond runs in a thread, one decoded update at a time.
+
+The order that makes an acknowledged update count exactly once: blob on disk, row committed, engine told, receipt sent.
+"""
+
+import asyncio
+import hashlib
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from covey_server import downloads, engine, recipe, store
+from covey_server.publish import publish_adapter
+from covey_server.refusals import Refused
+from covey_server.run import Run, rules_of, store_version
+from covey_server.traffic import Traffic
+from covey_server.validation import check_layout, max_upload_bytes, read_entries, read_update
+from covey_shared.layout import Vector
+from covey_shared.messages import PROTOCOL, Assignment, CheckIn, Evaluation, Receipt, Step, Task, Update
+
+log = logging.getLogger("covey.server")
+
+TICK_S = 0.25  # how exactly deadlines are kept
+FLUSH_S = 10.0  # traffic counters to disk; a crash loses what was counted since
+RETRY_S = 5.0  # between attempts to publish on a full disk
+T = TypeVar("T")
+
+
+class Aggregator:
+    """A served run. `progress` is called with one line for each round; `publish_dir` may be None."""
+
+    def __init__(self, run: Run, publish_dir: Path | None, progress: Callable[[str], None]):
+        self.run = run
+        self.rules = rules_of(run.task)
+        self.server = run.server
+        self.versions = run.versions
+        self.traffic = Traffic()
+        self.seen: dict[str, float] = {}  # device -> when it last checked in, of time.monotonic
+        self.told_done: set[str] = set()
+        self._touched_s = time.monotonic()
+        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._publish_dir = publish_dir
+        self._progress = progress
+        self._cache = downloads.Cache(limit=max(2**26, 16 * run.layout.size))
+        self._decoding = asyncio.Semaphore(1)  # memory: one decoded update at a time
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.state, decisions = engine.resumed(self.rules, run.saved, time.monotonic())
+        self._start(self._publish(self.server.version, self.server.view))
+        self._carry_out(decisions)
+
+    # What devices ask.
+
+    def task(self) -> Task:
+        """GET /v1/task."""
+        run, state = self.run, self.state
+        return Task(
+            protocol=PROTOCOL,
+            name=run.task.task.name,
+            model=run.bundle.manifest.model,
+            bundle=run.bundle.digest,
+            layout=run.layout.digest,
+            seed=run.task.task.seed,
+            rounds=self.rules.rounds,
+            round=min(state.round, self.rules.rounds),
+            version=state.version,
+            state="done" if state.phase == engine.DONE else "running",
+            upload_codec=run.upload.spec,
+            local=run.task.client.config(),
+            max_upload_bytes=max_upload_bytes(run.upload),
+        )
+
+    async def check_in(self, message: CheckIn) -> Assignment:
+        """POST /v1/checkin. An assignment is on disk before it is given."""
+        check_layout(message.layout, self.run.layout.digest)
+        now_s = time.monotonic()
+        self.seen[message.client] = now_s
+        answer = self._apply(engine.CheckedIn(message.client, now_s))
+        if isinstance(answer, engine.Assign):
+            row = (answer.round, answer.attempt, answer.client, message.runtime, message.examples, time.time())
+            await self.run.db.do(store.assign, *row)
+        if isinstance(answer, engine.Done):
+            self.told_done.add(message.client)
+        return self._assignment(answer)
+
+    def _assignment(self, answer: engine.Decision | None) -> Assignment:
+        state = self.state
+        action, deadline_s, retry_after_s = "wait", 0.0, 0.0
+        round_, attempt, version = state.round, state.attempt, state.version
+        if isinstance(answer, engine.Assign):
+            action, deadline_s = "train", answer.deadline_s
+            round_, attempt, version = answer.round, answer.attempt, answer.version
+        elif isinstance(answer, engine.Done):
+            action = "done"
+        elif isinstance(answer, engine.Wait):
+            retry_after_s = answer.retry_after_s
+        return Assignment(
+            action=action,
+            round=min(round_, self.rules.rounds),
+            attempt=attempt,
+            version=version,
+            deadline_s=deadline_s,
+            retry_after_s=retry_after_s,
+        )
+
+    async def take_update(self, round_: int, client: str, body: bytes) -> Receipt:
+        """PUT /v1/updates/{round}/{client}. The receipt means that the update is on disk and counts once."""
+        digest = await asyncio.to_thread(lambda: hashlib.sha256(body).hexdigest())
+        stored = await self.run.db.do(store.find_update, round_, client)
+        verdict = store.Verdict("duplicate" if stored == digest else "conflict", stored) if stored else None
+        if verdict is None:
+            row = await self._check(round_, client, body, digest)
+            await asyncio.to_thread(self.run.blobs.put, body)
+            verdict = await self.run.db.do(store.accept, row)
+            if verdict.kind in ("conflict", "late"):
+                self.run.blobs.delete([digest])
+        if verdict.kind == "conflict":
+            log.warning("device %s sent %s for round %d, stored is %s", client, digest, round_, verdict.sha256)
+            raise Refused(
+                "conflict",
+                f"round {round_} already has an update of device {client} with digest {verdict.sha256}, this one has "
+                f"{digest}; drop it and check in again",
+            )
+        if verdict.kind == "late":
+            raise Refused("late", f"round {round_} is closed; check in again")
+        if verdict.kind == "accepted":
+            self._apply(engine.UpdateAccepted(round_, client))
+        return Receipt(status=verdict.kind, round=round_, digest=digest, payload_bytes=len(body))
+
+    async def _check(self, round_: int, client: str, body: bytes, digest: str) -> store.UpdateRow:
+        """The row of an update that may count. Raises Refused, MessageError or PayloadError, and changes nothing."""
+        run = self.run
+        async with self._decoding:
+            update = await asyncio.to_thread(read_update, body, round_, client, run.layout.digest, run.upload.spec)
+            refused = engine.admits(self.state, client, round_, update.version)
+            if refused is not None:
+                raise Refused(refused.code, refused.message)
+            await asyncio.to_thread(read_entries, update, run.upload, run.task.round.max_norm)
+        return store.UpdateRow(
+            round_, client, digest, len(body), update.examples, update.steps, update.loss_before, update.loss_after,
+            update.seconds,
+        )  # fmt: skip
+
+    async def take_evaluation(self, message: Evaluation) -> None:
+        """PUT /v1/evaluations/{version}/{client}. Said again, the last one counts."""
+        check_layout(message.layout, self.run.layout.digest)
+        if message.version > self.state.version:
+            raise Refused(
+                "wrong_version", f"version {message.version} does not exist, the head is {self.state.version}"
+            )
+        row = (message.version, message.client, message.loss_sum, message.tokens, message.correct)
+        await self.run.db.do(store.evaluate, *row)
+
+    async def adapter(self, version: int, held: int) -> bytes:
+        """GET /v1/adapter/{version}?held=H: the bytes of the Adapter message."""
+        rows = self.versions
+        if not 0 <= version < len(rows):
+            raise _unknown_version(version, len(rows) - 1)
+        whole_bytes = 4 * self.run.layout.size
+        chosen = downloads.plan(rows, held, version, whole_bytes)
+        server = self.server
+
+        def make() -> bytes:
+            whole = recipe.whole(server.view, version, self.run.exact) if chosen.whole else None
+            plan = chosen if whole or not chosen.whole else downloads.plan(rows, held, version, 2**62)
+            steps = [whole] if whole else [self._step(v) for v in plan.steps]
+            return downloads.message(plan, rows, self.run.layout.digest, steps)
+
+        return await self._cache.get(chosen, lambda: asyncio.to_thread(make))
+
+    def _step(self, version: int) -> Step:
+        """A published step, from its blob."""
+        digest = self.versions[version].step
+        assert digest is not None
+        return Step.from_bytes(self.run.blobs.get(digest))
+
+    # What time brings.
+
+    async def watch(self) -> None:
+        """Feeds the engine with time, and the disk with traffic, until cancelled."""
+        flushed = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now_s = time.monotonic()
+            self._apply(engine.Tick(now_s))
+            if now_s - flushed > FLUSH_S:
+                flushed = now_s
+                await self.flush()
+
+    async def flush(self) -> None:
+        """Write the traffic counters; what a full disk refuses stays in memory for the next time."""
+        rows = self.traffic.take()
+        try:
+            await self.run.db.do(store.add_traffic, rows)
+        except sqlite3.Error as error:
+            self.traffic.put_back(rows)
+            log.error("traffic counters were not saved: %s", error)
+
+    async def finish(self, timeout_s: float) -> None:
+        """Wait for a round that is being closed, and save the counters. What does not end in time is redone later."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+        for task in self._tasks:
+            task.cancel()
+        await self.flush()
+
+    def touched(self) -> None:
+        """A request has come."""
+        self._touched_s = time.monotonic()
+
+    async def all_finished(self, quiet_s: float) -> bool:
+        """Whether every device seen knows that the task is done, and has evaluated it or been quiet for `quiet_s`."""
+        if not self.seen.keys() <= self.told_done:
+            return False
+        evaluated = await self.run.db.do(store.evaluators, self.state.version)
+        return self.seen.keys() <= evaluated or time.monotonic() - self._touched_s > quiet_s
+
+    # What the engine decides.
+
+    def _apply(self, event: engine.Event) -> engine.Decision | None:
+        """Feed the engine; returns what it has to say to the device, if anything."""
+        self.state, decisions = engine.step(self.rules, self.state, event)
+        return self._carry_out(decisions)
+
+    def _carry_out(self, decisions: tuple[engine.Decision, ...]) -> engine.Decision | None:
+        answer: engine.Decision | None = None
+        for decision in decisions:
+            if isinstance(decision, engine.CloseRound):
+                self._start(self._close(decision.round))
+            elif isinstance(decision, engine.ReopenRound):
+                self._start(self._reopen(decision))
+            else:
+                answer = decision
+        return answer
+
+    async def _reopen(self, decision: engine.ReopenRound) -> None:
+        have, need = len(self.state.accepted), self.rules.minimum
+        self._progress(
+            f"round {decision.round}: {have} updates at the deadline, {need} are needed; attempt {decision.attempt + 1}"
+        )
+        try:
+            await self.run.db.do(store.reopen, decision.round, decision.attempt)
+        except sqlite3.OperationalError as error:  # nothing depends on it but the attempt's number after a restart
+            log.error("attempt %d was not recorded: %s", decision.attempt, error)
+
+    async def _close(self, round_: int) -> None:
+        """Aggregate and publish, again and again while the disk is full: until then nothing has changed."""
+        started = time.monotonic()
+        while True:
+            try:
+                rows, server, row, stale = await self._advance(round_)
+                break
+            except (OSError, sqlite3.OperationalError) as error:
+                log.error("round %d could not be published, trying again in %g s: %s", round_, RETRY_S, error)
+                await asyncio.sleep(RETRY_S)
+        self.server = server
+        self.versions = [*self.versions, row]
+        self._apply(engine.Published(row.version))
+        await asyncio.to_thread(self.run.blobs.delete, stale)
+        self._report(rows, row, time.monotonic() - started)
+        await self._publish(server.version, server.view)
+
+    async def _advance(
+        self, round_: int
+    ) -> tuple[list[store.UpdateRow], recipe.ServerState, store.VersionRow, list[str]]:
+        """One attempt to turn the round's updates into the head version; returns also the blobs no longer needed."""
+        db, keep = self.run.db, self.run.task.task.keep_updates
+        rows = await db.do(store.freeze, round_)
+        server, row = await asyncio.to_thread(self._aggregate, rows)
+        return rows, server, row, await db.do(store.publish, row, keep_updates=keep)
+
+    def _aggregate(self, rows: list[store.UpdateRow]) -> tuple[recipe.ServerState, store.VersionRow]:
+        """The next version, its blobs on disk. Folds in the order of the rows, one update in memory."""
+        run = self.run
+        messages = (Update.from_bytes(run.blobs.get(row.sha256)) for row in rows)
+        updates = ((run.upload.decode(update.parts), update.examples) for update in messages)
+        change = recipe.fold(run.recipe.strategy, run.layout.size, updates)
+        server, step = recipe.advance(run.recipe, self.server, change)
+        return server, store_version(run.blobs, run.recipe, server, step, len(rows), time.time())
+
+    def _report(self, rows: list[store.UpdateRow], row: store.VersionRow, seconds: float) -> None:
+        loss = sum(u.loss_after * u.examples for u in rows) / sum(u.examples for u in rows)
+        up = sum(u.bytes for u in rows)
+        self._progress(
+            f"round {row.version}/{self.rules.rounds}: {len(rows)} updates, {up:,} bytes up, step of "
+            f"{row.step_bytes:,} bytes, training loss {loss:.4f}, published in {seconds:.2f} s"
+        )
+
+    async def _publish(self, version: int, view: Vector) -> None:
+        """The adapter in PEFT's format. A failure is reported and does not stop training: the next version tries."""
+        every, last = self.run.task.task.publish_every, version >= self.rules.rounds
+        if self._publish_dir is None or version == 0 or not (last or (every and version % every == 0)):
+            return
+        name = self.run.task.task.name
+        try:
+            await asyncio.to_thread(publish_adapter, self._publish_dir, self.run.bundle, name, version, view)
+        except OSError as error:
+            log.error("version %d was not written to %s: %s", version, self._publish_dir, error)
+
+    def _start(self, work: Any) -> None:
+        """Run in the background; an error there ends the server instead of vanishing."""
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self.failure.done():
+            self.failure.set_exception(error)
+
+
+def _unknown_version(version: int, head: int) -> Refused:
+    return Refused("wrong_version", f"version {version} does not exist, the head is {head}")

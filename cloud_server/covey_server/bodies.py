@@ -1,0 +1,60 @@
+"""Reading a request's body from a stranger: bounded in size, in silence and in slowness.
+
+aiohttp's `client_max_size` does not bound `request.content`, a stalled body is never closed, and a compressed one is
+inflated as it arrives. So the size is counted here while it streams, each pause has a limit, a trickle is cut off, and
+any Content-Encoding is refused (the application is started with decompression off).
+"""
+
+import asyncio
+
+from aiohttp import web
+from aiohttp.http_exceptions import PayloadEncodingError
+
+from covey_server.refusals import MEDIA_TYPE, Refused
+
+IDLE_S = 20.0  # without a byte; a phone changing cells is silent for a few seconds
+SLOW_AFTER_S = 30.0  # from here on the average rate counts
+SLOWEST_BYTES_S = 1024  # slower than a 2G link
+SMALL = 64 * 1024  # bound for messages without a payload
+
+
+async def read_body(request: web.Request, limit: int, idle_s: float = IDLE_S) -> bytes:
+    """The whole body, at most `limit` bytes, or Refused."""
+    _check_headers(request, limit)
+    pieces: list[bytes] = []
+    size = 0
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    while piece := await _next_piece(request, idle_s):
+        size += len(piece)
+        if size > limit:
+            raise Refused("too_large", f"the body exceeds {limit:,} bytes, the most that is accepted here")
+        elapsed = loop.time() - started
+        if elapsed > SLOW_AFTER_S and size < SLOWEST_BYTES_S * elapsed:
+            raise Refused("slow_body", f"the body came at under {SLOWEST_BYTES_S} bytes a second; try a better link")
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _check_headers(request: web.Request, limit: int) -> None:
+    """What can be refused before a byte is read."""
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding != "identity":
+        raise Refused("media_type", f"Content-Encoding {encoding[:40]!r} is not accepted; send the bytes as they are")
+    if request.content_type != MEDIA_TYPE:
+        raise Refused("media_type", f"Content-Type must be {MEDIA_TYPE}, got {request.content_type[:80]!r}")
+    if request.content_length is not None and request.content_length > limit:
+        raise Refused(
+            "too_large", f"the body has {request.content_length:,} bytes, at most {limit:,} are accepted here"
+        )
+
+
+async def _next_piece(request: web.Request, idle_s: float) -> bytes:
+    """What has arrived, b"" at the end."""
+    try:
+        async with asyncio.timeout(idle_s):
+            return await request.content.readany()
+    except TimeoutError:
+        raise Refused("slow_body", f"nothing came for {idle_s:g} seconds; send the body again") from None
+    except (PayloadEncodingError, web.RequestPayloadError):
+        raise Refused("bad_message", "the body is not framed as its headers say; send it again") from None

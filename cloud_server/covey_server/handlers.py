@@ -1,0 +1,152 @@
+"""HTTP in, HTTP out: reads a request into a message, asks the aggregator, writes the answer. Decides nothing.
+
+`ROUTES` is the protocol's whole surface; docs/protocol.md describes each.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from aiohttp import web
+
+from covey_server import page, status
+from covey_server.aggregator import Aggregator
+from covey_server.bodies import SMALL, read_body
+from covey_server.refusals import MEDIA_TYPE, Refused
+from covey_server.traffic import UNNAMED
+from covey_server.validation import max_upload_bytes
+from covey_shared.bundle import MANIFEST
+from covey_shared.errors import MessageError
+from covey_shared.messages import CheckIn, Evaluation, Message, check_name
+
+AGGREGATOR = web.AppKey("aggregator", Aggregator)
+DEVICE = "covey-device"  # of a request: who it is about, for the traffic counters
+CLIENT_HEADER = "Covey-Client"
+MAX_NUMBER = 2**53
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Route(NamedTuple):
+    """A route: its name in the traffic counters, and who answers it."""
+
+    method: str
+    path: str
+    name: str
+    handler: Handler
+
+
+async def get_task(request: web.Request) -> web.Response:
+    """What there is to join."""
+    return packed(request.app[AGGREGATOR].task())
+
+
+async def post_check_in(request: web.Request) -> web.Response:
+    """A device offers itself."""
+    message = CheckIn.from_bytes(await _body(request, SMALL))
+    request[DEVICE] = message.client
+    return packed(await request.app[AGGREGATOR].check_in(message))
+
+
+async def get_adapter(request: web.Request) -> web.Response:
+    """How to come from what a device holds to a version."""
+    version = _number(request.match_info["version"], "the version")
+    text = request.query.get("held", "-1")
+    held = -1 if text == "-1" else _number(text, "held")
+    return web.Response(body=await request.app[AGGREGATOR].adapter(version, held), content_type=MEDIA_TYPE)
+
+
+async def put_update(request: web.Request) -> web.Response:
+    """A device's coded change."""
+    aggregator = request.app[AGGREGATOR]
+    round_, client = _number(request.match_info["round"], "the round"), _client(request)
+    body = await _body(request, max_upload_bytes(aggregator.run.upload))
+    return packed(await aggregator.take_update(round_, client, body))
+
+
+async def put_evaluation(request: web.Request) -> web.Response:
+    """A device's held-out loss."""
+    version, client = _number(request.match_info["version"], "the version"), _client(request)
+    message = Evaluation.from_bytes(await _body(request, SMALL))
+    if (message.version, message.client) != (version, client):
+        raise Refused("bad_message", "the evaluation names another version or device than its address")
+    await request.app[AGGREGATOR].take_evaluation(message)
+    return web.Response(content_type=MEDIA_TYPE)
+
+
+async def get_bundle(request: web.Request) -> web.FileResponse:
+    """The manifest, whose SHA-256 is the bundle's name."""
+    return web.FileResponse(
+        request.app[AGGREGATOR].run.bundle.folder / MANIFEST, headers={"Content-Type": "application/json"}
+    )
+
+
+async def get_blob(request: web.Request) -> web.FileResponse:
+    """One file of the bundle, by its SHA-256; nothing else on this machine has an address."""
+    bundle = request.app[AGGREGATOR].run.bundle
+    digest = request.match_info["sha256"]
+    for name, file in bundle.manifest.files.items():
+        if file.sha256 == digest:
+            return web.FileResponse(bundle.folder / name, headers={"Content-Type": "application/octet-stream"})
+    raise Refused("not_found", "the bundle has no file with this digest; get /v1/bundle for the ones that it has")
+
+
+async def get_status(request: web.Request) -> web.Response:
+    """Everything that a person or a dashboard wants to know, as JSON."""
+    return web.json_response(await status.report(request.app[AGGREGATOR]))
+
+
+async def get_page(request: web.Request) -> web.Response:
+    """The status for people."""
+    html = page.render(await status.report(request.app[AGGREGATOR]))
+    return web.Response(text=html, content_type="text/html", headers=page.HEADERS)
+
+
+ROUTES = (
+    Route("GET", "/", "page", get_page),
+    Route("GET", "/v1/task", "task", get_task),
+    Route("POST", "/v1/checkin", "checkin", post_check_in),
+    Route("GET", "/v1/adapter/{version}", "adapter", get_adapter),
+    Route("PUT", "/v1/updates/{round}/{client}", "update", put_update),
+    Route("PUT", "/v1/evaluations/{version}/{client}", "evaluation", put_evaluation),
+    Route("GET", "/v1/bundle", "bundle", get_bundle),
+    Route("GET", "/v1/blobs/{sha256}", "blob", get_blob),
+    Route("GET", "/v1/status", "status", get_status),
+)
+
+
+def packed(message: Message) -> web.Response:
+    """A message as an answer."""
+    return web.Response(body=message.to_bytes(), content_type=MEDIA_TYPE)
+
+
+async def _body(request: web.Request, limit: int) -> bytes:
+    """The body, counted."""
+    body = await read_body(request, limit)
+    request["covey-up"] = len(body)
+    return body
+
+
+def _client(request: web.Request) -> str:
+    client = request.match_info["client"]
+    check_name("client", client)
+    request[DEVICE] = client
+    return client
+
+
+def _number(text: str, what: str) -> int:
+    """A number of an address: decimal digits and no more."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 16 and int(text) < MAX_NUMBER):
+        raise Refused("bad_message", f"{what} must be a number, got {text[:40]!r}")
+    return int(text)
+
+
+def device_of(request: web.Request) -> str:
+    """Who a request is about: its address, its message, or its Covey-Client header."""
+    if DEVICE in request:
+        return str(request[DEVICE])
+    name = request.headers.get(CLIENT_HEADER, UNNAMED)
+    try:
+        check_name("client", name)
+    except MessageError:
+        return UNNAMED
+    return name

@@ -1,0 +1,104 @@
+"""One round's arithmetic: updates to mean change, mean change to weights, weights to the step that devices download.
+
+Two vectors stand for the adapter. `w` is the server's, dense and exact. `view` is what every device holds, bit for
+bit: the seeded start plus every published step. A step is coded lossily from w - view, so what the codec dropped stays
+in that difference and is sent later: the server carries the error of its own broadcast. A strategy that publishes
+absolute weights codes w itself, added to zero.
+
+Pure, apart from the vectors that a fold may reuse. What this does not know: rounds, files, devices.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from covey_server import optimizers
+from covey_server.optimizers import Optimizer
+from covey_server.strategies import Strategy
+from covey_shared.codec import Codec, dump_state, load_state
+from covey_shared.entries import Entries
+from covey_shared.layout import Vector
+from covey_shared.messages import Step
+
+
+class Recipe(NamedTuple):
+    """What a task prescribes: how updates are averaged, how the server steps, how its steps are coded."""
+
+    strategy: Strategy
+    optimizer: Optimizer
+    codec: Codec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ServerState:
+    """Everything that the next version depends on, float32 [n] vectors and plain data."""
+
+    version: int
+    w: Vector
+    view: Vector
+    optimizer: optimizers.State
+    codec: Any
+
+    def to_bytes(self) -> bytes:
+        """The form that is stored with a version, so that a restart goes on bit for bit."""
+        return dump_state({name: getattr(self, name) for name in self.__slots__})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "ServerState":
+        """The inverse of `to_bytes`."""
+        return cls(**load_state(data))
+
+
+def first(recipe: Recipe, start: Vector, seed: int) -> tuple[ServerState, Step | None]:
+    """Version 0: the seeded start, which needs no step, or what an absolute strategy sends of it."""
+    n = len(start)
+    state = ServerState(
+        version=0, w=start, view=start, optimizer=recipe.optimizer.init(n), codec=recipe.codec.init(seed)
+    )
+    return _published(recipe, state) if recipe.strategy.absolute else (state, None)
+
+
+def fold(strategy: Strategy, size: int, updates: Iterable[tuple[Entries, int]]) -> Vector:
+    """The mean change of (entries, examples) in the order given, float32 [size]. One update is held at a time."""
+    total = strategy.init(size)
+    for entries, examples in updates:
+        total = strategy.add(total, entries, examples)
+    return strategy.finish(total)
+
+
+def advance(recipe: Recipe, state: ServerState, change: Vector) -> tuple[ServerState, Step]:
+    """The next version, and the step that brings devices to it. Raises CodecError when the weights are not finite."""
+    optimizer, w = recipe.optimizer.step(state.optimizer, state.w, change)
+    moved = ServerState(version=state.version + 1, w=w, view=state.view, optimizer=optimizer, codec=state.codec)
+    return _published(recipe, moved)
+
+
+def _published(recipe: Recipe, state: ServerState) -> tuple[ServerState, Step]:
+    """The state with its view moved by what its step decodes to."""
+    absolute = recipe.strategy.absolute
+    parts, codec = recipe.codec.encode(state.w if absolute else state.w - state.view, state.codec)
+    step = Step(version=state.version, codec=recipe.codec.spec, parts=parts)
+    base = np.zeros_like(state.w) if absolute else state.view
+    view = apply_step(base, recipe.codec, step)
+    return ServerState(version=state.version, w=state.w, view=view, optimizer=state.optimizer, codec=codec), step
+
+
+def apply_step(base: Vector, codec: Codec, step: Step) -> Vector:
+    """The adapter after a step: `base` plus the decoded change, one float32 addition an entry. Devices do the same."""
+    entries = codec.decode(step.parts)
+    view = base.copy()
+    view[entries.where] += entries.values
+    return view
+
+
+def whole(view: Vector, version: int, exact: Codec) -> Step | None:
+    """A step from the zero vector to `view`, for devices that are far behind; None where it is not the same bits.
+
+    -0.0 is the one value that 0 + x does not give back, and it can only come from a bundle's stored start.
+    """
+    parts, _ = exact.encode(view, exact.init(0))
+    step = Step(version=version, codec=exact.spec, parts=parts)
+    same = apply_step(np.zeros_like(view), exact, step).tobytes() == view.tobytes()
+    return step if same else None

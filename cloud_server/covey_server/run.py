@@ -1,0 +1,194 @@
+"""Opening a run: the task, the bundle and the folder that holds what was learned so far, checked against each other.
+
+A run's folder belongs to one process (a lock file), to one bundle (its digest) and to one task: a task file that
+contradicts what is stored is refused by the key that changed.
+"""
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from covey_server import recipe, store, task_file
+from covey_server.blobs import Blobs
+from covey_server.database import Database
+from covey_server.engine import Rules, Saved
+from covey_server.optimizers import make_optimizer
+from covey_server.recipe import Recipe, ServerState
+from covey_server.strategies import make_strategy
+from covey_server.task_file import Named, TaskFile
+from covey_shared.bundle import Bundle
+from covey_shared.codec import Codec, codec_from_spec, presets
+from covey_shared.errors import CodecError, TaskFileError, UsageError
+from covey_shared.layout import Layout, vector_digest
+from covey_shared.messages import Spec, StageSpec, Step
+
+PRESETS: dict[str, Callable[..., Spec]] = {
+    "dense": presets.dense,
+    "sign": presets.sign,
+    "levels": presets.levels,
+    "flasc": presets.flasc,
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """A run, opened: everything that does not change while it is served, and where it stood."""
+
+    task: TaskFile
+    bundle: Bundle
+    upload: Codec
+    exact: Codec
+    recipe: Recipe
+    db: Database
+    blobs: Blobs
+    server: ServerState
+    versions: list[store.VersionRow]
+    saved: Saved
+    lock: IO[bytes]
+
+    @property
+    def layout(self) -> Layout:
+        """What is trained."""
+        return self.bundle.manifest.layout
+
+    def close(self) -> None:
+        """Commit what is queued, checkpoint, give the folder back."""
+        self.db.close()
+        self.lock.close()
+
+
+def open_run(task: TaskFile, folder: Path, now: float) -> Run:
+    """Open the run in `folder`, or begin it there. `now` is the time in Unix seconds, for the record."""
+    bundle = Bundle.open(Path(task.task.bundle))
+    layout = bundle.manifest.layout
+    upload = codec_of("upload", task.upload, layout)
+    how = Recipe(
+        make_strategy(task.strategy.name, task.strategy.args),
+        make_optimizer(task.server.name, task.server.args),
+        codec_of("download", task.download, layout),
+    )
+    lock = lock_folder(folder)
+    db = _open_database(folder / "covey.sqlite")
+    try:
+        blobs = Blobs(folder / "blobs")
+        if not db.run(store.get_meta):
+            _begin(db, blobs, task, bundle, how, now)
+        _check_identity(db, task, bundle, folder)
+        blobs.sweep(db.run(store.referenced))
+        versions = db.run(store.versions)
+        state = versions[-1].state
+        assert state is not None
+        return Run(
+            task=task, bundle=bundle, upload=upload, exact=codec_from_spec(presets.dense(), layout), recipe=how,
+            db=db, blobs=blobs, server=ServerState.from_bytes(blobs.get(state)), versions=versions,
+            saved=db.run(store.saved), lock=lock,
+        )  # fmt: skip
+    except BaseException:
+        db.close()
+        lock.close()
+        raise
+
+
+def spec_of(codec: task_file.Codec) -> Spec:
+    """The stages that a task file names, presets spelled out."""
+    if isinstance(codec, Named):
+        return PRESETS[codec.name](**codec.args)
+    return tuple(StageSpec(name=stage.name, args=stage.args) for stage in codec)
+
+
+def codec_of(section: str, codec: task_file.Codec, layout: Layout) -> Codec:
+    """The codec of [upload] or [download], checked against the layout."""
+    try:
+        return codec_from_spec(spec_of(codec), layout)
+    except CodecError as error:
+        raise TaskFileError(f"[{section}] codec: {error}") from None
+
+
+def rules_of(task: TaskFile) -> Rules:
+    """The engine's view of a task."""
+    rounds = task.round
+    return Rules(
+        rounds=task.task.rounds,
+        target=rounds.target,
+        cohort=rounds.cohort,
+        minimum=rounds.needed,
+        deadline_s=rounds.deadline_s,
+        pool_s=rounds.pool_s if rounds.selection == "uniform" else 0.0,
+        retry_s=rounds.retry_s,
+        seed=task.task.seed,
+    )
+
+
+def lock_folder(folder: Path) -> IO[bytes]:
+    """Take the run's folder for this process; the lock goes with the process, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("ab")
+    except OSError as error:
+        raise UsageError(
+            f"the data folder {folder} cannot be written ({error.strerror}); choose another --data-dir"
+        ) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UsageError(
+            f"the data folder {folder} is in use by another covey serve; stop that one or choose another --data-dir"
+        ) from None
+    return lock
+
+
+def store_version(
+    blobs: Blobs, how: Recipe, state: ServerState, step: Step | None, updates: int, now: float
+) -> store.VersionRow:
+    """Put a version's blobs on disk; returns the row that makes it count."""
+    return store.VersionRow(
+        version=state.version,
+        parent=state.version - 1 if state.version else None,
+        base=-1 if how.strategy.absolute else max(state.version - 1, 0),
+        step=blobs.put(step.to_bytes()) if step else None,
+        step_bytes=sum(len(part) for part in step.parts.values()) if step else 0,
+        state=blobs.put(state.to_bytes()),
+        digest=vector_digest(state.view),
+        updates=updates,
+        created=now,
+    )
+
+
+def _open_database(path: Path) -> Database:
+    try:
+        return Database(path, store.SCHEMA)
+    except sqlite3.OperationalError as error:
+        raise UsageError(f"the database {path} cannot be opened: {error}; free the disk or choose --data-dir") from None
+
+
+def _begin(db: Database, blobs: Blobs, task: TaskFile, bundle: Bundle, how: Recipe, now: float) -> None:
+    """Version 0 and the run's identity."""
+    state, step = recipe.first(how, bundle.start(task.task.seed), task.task.seed)
+    row = store_version(blobs, how, state, step, 0, now)
+    meta = {"task": task.to_json(), "bundle": bundle.digest, "layout": bundle.manifest.layout.digest}
+    db.run(store.begin, meta, row)
+
+
+def _check_identity(db: Database, task: TaskFile, bundle: Bundle, folder: Path) -> None:
+    """Refuses another bundle and a task that contradicts the run; stores the task where it may change."""
+    meta = db.run(store.get_meta)
+    fresh = "start a new run with another --data-dir"
+    if meta["bundle"] != bundle.digest:
+        raise UsageError(
+            f"the run in {folder} belongs to the bundle {meta['bundle'][:12]}, the task file names "
+            f"{bundle.digest[:12]} ({bundle.folder}); restore that bundle, or {fresh}"
+        )
+    key = task_file.changed_key(meta["task"], task, db.run(store.head_version))
+    if key is not None:
+        raise TaskFileError(f"{key} differs from the run in {folder}; change it back, or {fresh}")
+    db.run(store.set_meta, {"task": task.to_json()})
+
+
+def default_folder(task: Path) -> Path:
+    """Where a run lives unless told otherwise: beside its task file."""
+    return Path(os.path.abspath(task)).with_suffix(".run")

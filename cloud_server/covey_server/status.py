@@ -1,0 +1,124 @@
+"""The run as plain data for people and dashboards: where it stands, devices, bytes, held-out loss by version."""
+
+import sqlite3
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from covey_server import engine, store
+from covey_server.store import TrafficRow
+from covey_server.traffic import UNNAMED, merged
+
+if TYPE_CHECKING:
+    from covey_server.aggregator import Aggregator
+
+
+async def report(aggregator: "Aggregator") -> dict[str, Any]:
+    """The whole status, ready for JSON. Losses are in nats per token; a loss that nobody reported is null."""
+    run, state, rules = aggregator.run, aggregator.state, aggregator.rules
+    clients, history, saved = await run.db.do(_read)
+    now_s = time.monotonic()
+    traffic = merged(saved, aggregator.traffic.rows())
+    of_device = _by(lambda row: row.client, traffic)
+    return {
+        "task": run.task.task.name,
+        "model": run.bundle.manifest.model,
+        "bundle": run.bundle.digest,
+        "layout": run.layout.digest,
+        "entries": run.layout.size,
+        "state": "done" if state.phase == engine.DONE else "running",
+        "version": state.version,
+        "rounds": rules.rounds,
+        "round": {
+            "number": min(state.round, rules.rounds),
+            "phase": state.phase,
+            "attempt": state.attempt,
+            "assigned": sorted(state.cohort),
+            "accepted": sorted(state.accepted),
+            "target": rules.target,
+            "minimum": rules.minimum,
+            "deadline_s": None if state.deadline_s == float("inf") else max(state.deadline_s - now_s, 0.0),
+        },
+        "clients": [
+            {**row, "seen_s": _ago(aggregator.seen.get(row["client"]), now_s), **_bytes(of_device[row["client"]])}
+            for row in clients
+        ],
+        "bytes": {
+            **_bytes(traffic),
+            "unnamed_down": sum(row.down for row in of_device[UNNAMED]),
+            "routes": {name: _bytes(rows) for name, rows in _by(lambda row: row.route, traffic).items()},
+        },
+        "dense_bytes": 4 * run.layout.size,
+        "history": history,
+    }
+
+
+def _read(db: sqlite3.Connection) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[TrafficRow]]:
+    """Devices, versions and traffic at one instant."""
+    losses: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for client, version, loss in db.execute(
+        "SELECT client, version, loss_sum / tokens FROM evaluations ORDER BY version"
+    ):
+        losses[client].append((version, loss))
+    return [_device(row, losses[row[0]]) for row in db.execute(_DEVICES)], _history(db), store.traffic(db)
+
+
+_DEVICES = """
+SELECT c.client, c.runtime, c.examples, count(u.round), max(u.round),
+       (SELECT loss_after FROM updates WHERE client = c.client ORDER BY round DESC LIMIT 1), total(u.seconds)
+FROM clients c LEFT JOIN updates u ON u.client = c.client GROUP BY c.client ORDER BY c.client
+"""
+
+
+def _device(row: Any, losses: list[tuple[int, float]]) -> dict[str, Any]:
+    """One device; `losses` are (version, held-out loss), oldest first."""
+    keys = ("client", "runtime", "examples", "updates", "last_round", "training_loss", "training_s")
+    ends = {"first": losses[0], "last": losses[-1]} if losses else {"first": None, "last": None}
+    return {**dict(zip(keys, row, strict=True)), **{f"{k}_evaluation": _point(p) for k, p in ends.items()}}
+
+
+def _point(point: tuple[int, float] | None) -> dict[str, Any] | None:
+    return {"version": point[0], "loss": point[1]} if point else None
+
+
+def _history(db: sqlite3.Connection) -> list[dict[str, Any]]:
+    """Each version with the held-out loss over all devices, every token counting once."""
+    query = "SELECT version, sum(loss_sum), sum(tokens), sum(correct), count(*) FROM evaluations GROUP BY version"
+    seen = {row[0]: row[1:] for row in db.execute(query)}
+    return [_version(row, *seen.get(row.version, (None, 0, 0, 0))) for row in store.versions(db)]
+
+
+def _version(row: store.VersionRow, loss_sum: float | None, tokens: int, correct: int, clients: int) -> dict[str, Any]:
+    return {
+        "version": row.version,
+        "updates": row.updates,
+        "step_bytes": row.step_bytes,
+        "digest": row.digest,
+        "created": row.created,
+        "loss": None if loss_sum is None else loss_sum / tokens,
+        "accuracy": correct / tokens if tokens else None,
+        "tokens": tokens,
+        "evaluated_by": clients,
+    }
+
+
+def _by(key: Callable[[TrafficRow], str], traffic: list[TrafficRow]) -> dict[str, list[TrafficRow]]:
+    groups: dict[str, list[TrafficRow]] = defaultdict(list)
+    for row in traffic:
+        groups[key(row)].append(row)
+    return groups
+
+
+def _bytes(rows: list[TrafficRow]) -> dict[str, int]:
+    """Bodies up and down, and of those what carried updates and adapters."""
+    return {
+        "up": sum(row.up for row in rows),
+        "down": sum(row.down for row in rows),
+        "update_up": sum(row.up for row in rows if row.route == "update"),
+        "adapter_down": sum(row.down for row in rows if row.route == "adapter"),
+    }
+
+
+def _ago(then: float | None, now_s: float) -> float | None:
+    return None if then is None else now_s - then
