@@ -148,7 +148,7 @@ def _document(record: Any, where: str, text_field: str, label_field: str) -> Doc
     text = record.get(text_field)
     if not isinstance(text, str):
         fields = ", ".join(sorted(map(str, record))) or "none"
-        raise UsageError(f"{where} has no text in {text_field!r} (its fields: {fields}): name the field, --text-field")
+        raise UsageError(f"{where} has no text in {text_field!r} (fields: {fields}): name the field, --text-field")
     if not label_field:
         return Document(where, text)
     label = record.get(label_field)
