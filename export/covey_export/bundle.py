@@ -1,0 +1,194 @@
+"""The export from beginning to end: load, adapt, trace, write each target, prove each, and name every byte.
+
+Everything is written to a hidden folder beside the bundle's place, which gets the bundle's name as the last thing, so
+there is a whole bundle or none.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from covey_export.adapter import Adapted, adapt, stored_start
+from covey_export.base import Base, load_base
+from covey_export.graph import ROLES, Graph, trace
+from covey_export.parity import prove, reference
+from covey_export.passes import clean
+from covey_export.recipe import Recipe
+from covey_export.targets import load_target
+from covey_export.tasks import TASKS, example_batch
+from covey_export.tokens import write_tokenizer
+from covey_shared import __version__
+from covey_shared.bundle import MANIFEST, Bundle, file_digest
+from covey_shared.errors import UsageError
+from covey_shared.manifest import File, Manifest, Parity, Tokenizer
+
+START = "start.f32"
+ADAPTER_CONFIG = "peft/adapter_config.json"
+MINIMUM_CLIENT = "0.1.0"
+Step = Callable[[str], None]
+
+
+def stages(recipe: Recipe) -> int:
+    """How many times `export` calls `step`."""
+    return 3 + len(ROLES) + 2 * len(recipe.targets)
+
+
+def export(recipe: Recipe, out: Path, *, force: bool = False, step: Step = lambda name: None) -> Bundle:
+    """Write the bundle of a recipe to `out`. `step` is told what begins.
+
+    Raises UsageError, with one sentence, for a model that cannot be had or exported and for a graph that does not
+    compute what PyTorch does; nothing is left behind then.
+    """
+    check_place(out, force)
+    with _staged(out) as folder:
+        manifest = _fill(recipe, folder, step)
+        (folder / MANIFEST).write_bytes(manifest.to_bytes())
+        _settle(folder)
+        _put(folder, out)
+    return Bundle.open(out)
+
+
+def check_place(out: Path, force: bool) -> None:
+    """Refuse a place that is taken, and with --force one that holds something other than a bundle."""
+    if not out.exists() and not out.is_symlink():
+        return
+    replaceable = out.is_dir() and not out.is_symlink() and ((out / MANIFEST).is_file() or not any(out.iterdir()))
+    if not replaceable:
+        raise UsageError(f"{out} exists and is not a bundle; choose another --out")
+    if not force:
+        raise UsageError(f"{out} exists; choose another --out, or replace it with --force")
+
+
+def _fill(recipe: Recipe, folder: Path, step: Step) -> Manifest:
+    step(f"load {recipe.model}")
+    base = load_base(recipe)
+    _check_room(base, recipe, folder)
+    tokenizer = write_tokenizer(base, folder)
+    adapted = adapt(base, recipe)
+    _write_adapter_config(adapted, base, folder)
+    start = _write_start(adapted, folder)
+    task = TASKS[recipe.task]
+    batch = example_batch(
+        task, batch_size=recipe.batch_size, seq_len=recipe.seq_len, vocabulary=base.vocabulary,
+        labels=base.model.config.num_labels, pad_id=tokenizer.pad_id, seed=recipe.seed,
+    )  # fmt: skip
+    step("run PyTorch")
+    expected = reference(adapted, task, batch, tokenizer.pad_id, recipe.seed)
+    graphs: dict[str, Graph] = {}
+    for role in ROLES:
+        step(f"trace {role}")
+        graphs[role] = clean(trace(role, adapted, task, batch, tokenizer.pad_id))
+    paths: dict[str, dict[str, str]] = {}
+    parity: dict[str, Parity] = {}
+    for target in recipe.targets:
+        step(f"write {target}")
+        paths[target] = load_target(target).write(graphs, folder)
+        step(f"prove {target}")
+        parity[target] = prove(target, folder, paths[target], expected)
+    step("name every byte")
+    return _manifest(recipe, base, adapted, tokenizer, start, paths, parity, folder)
+
+
+def _check_room(base: Base, recipe: Recipe, folder: Path) -> None:
+    needed = base.parameters * 4 * (len(recipe.targets) + 1)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UsageError(
+            f"the bundle needs about {needed / 1e6:,.0f} MB, and {folder.parent} has {free / 1e6:,.0f} MB left"
+        )
+
+
+def _write_adapter_config(adapted: Adapted, base: Base, folder: Path) -> None:
+    """What a published adapter's folder needs beside its weights, as PEFT writes it."""
+    config = adapted.config.to_dict()
+    config |= {"base_model_name_or_path": base.model_id, "inference_mode": True}
+    text = json.dumps(config, indent=2, sort_keys=True, default=_plain)
+    (folder / ADAPTER_CONFIG).parent.mkdir()
+    (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
+
+
+def _write_start(adapted: Adapted, folder: Path) -> str:
+    stored = stored_start(adapted)
+    if not stored.size:
+        return ""
+    stored.astype("<f4").tofile(folder / START)
+    return START
+
+
+def _manifest(
+    recipe: Recipe, base: Base, adapted: Adapted, tokenizer: Tokenizer, start: str,
+    graphs: dict[str, dict[str, str]], parity: dict[str, Parity], folder: Path,
+) -> Manifest:  # fmt: skip
+    config = base.model.config
+    labels = config.id2label if recipe.task == "sequence-classification" else {}
+    return Manifest(
+        covey=__version__, model=base.model_id, revision=base.revision, licence=base.licence,
+        architecture=type(base.model).__name__, parameters=base.parameters, task=recipe.task,
+        labels=tuple(str(labels[i]) for i in sorted(labels)), batch_size=recipe.batch_size, seq_len=recipe.seq_len,
+        rank=recipe.rank, alpha=recipe.scaled_alpha, target_modules=_target_names(adapted), precision="float32",
+        seed=recipe.seed, layout=adapted.layout, start=start, tokenizer=tokenizer, graphs=graphs, parity=parity,
+        minimum_client=MINIMUM_CLIENT, files=_files(folder),
+    )  # fmt: skip
+
+
+def _target_names(adapted: Adapted) -> tuple[str, ...]:
+    names = adapted.config.target_modules
+    return (names,) if isinstance(names, str) else tuple(sorted(names))
+
+
+def _files(folder: Path) -> dict[str, File]:
+    """Every file by its path; what lies in a target's folder is for that target alone."""
+    out = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        owner = name.partition("/")[0]
+        targets = (owner,) if owner in ("onnx", "executorch", "torch") else ()
+        out[name] = File(sha256=file_digest(path), bytes=path.stat().st_size, targets=targets)
+    return out
+
+
+@contextlib.contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out` that is gone afterwards, whatever happened."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _settle(folder: Path) -> None:
+    """Ordinary permissions, and every byte on the disk before the folder gets its name."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _put(folder: Path, out: Path) -> None:
+    """Give the folder its name; an old bundle steps aside first, and goes when the new one stands."""
+    aside = folder.with_name(f"{folder.name}.old")
+    if out.exists():
+        out.rename(aside)
+    try:
+        folder.rename(out)
+    except BaseException:
+        if aside.exists():
+            aside.rename(out)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

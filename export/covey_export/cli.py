@@ -1,0 +1,82 @@
+"""`covey export` and `covey bundle`. Nothing heavy is imported before a command runs."""
+
+import argparse
+from pathlib import Path
+
+from covey_shared.bundle import Bundle
+from covey_shared.cli import Command
+from covey_shared.manifest import TARGETS, TASKS
+
+EPILOG = """\
+examples:
+  covey export HuggingFaceTB/SmolLM2-135M --out bundle
+  covey export ./my-bert --task sequence-classification --num-labels 4 --out bundle --targets onnx
+  covey export ./my-llama --out bundle --target-modules q_proj,v_proj --rank 16 --seq-len 256
+"""
+
+
+def _configure_export(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a Hugging Face folder or hub id")
+    add("--out", type=Path, required=True, metavar="BUNDLE", help="the folder to write")
+    add("--task", default="causal-lm", metavar="TASK", help=f"{' or '.join(TASKS)} (default causal-lm)")
+    add("--rank", type=int, default=8, help="rank of the LoRA matrices (default 8)")
+    add("--alpha", type=float, default=0.0, help="LoRA's alpha; updates are scaled by alpha/rank (default 2 * rank)")
+    add(
+        "--target-modules", type=_names, default=("all-linear",), metavar="NAMES",
+        help="modules that get LoRA, with commas between, or one regular expression (default all-linear)",
+    )  # fmt: skip
+    add(
+        "--targets", type=_names, default=TARGETS, metavar="NAMES",
+        help=f"runtimes to write for, with commas between (default {','.join(TARGETS)})",
+    )  # fmt: skip
+    add("--batch", type=int, default=4, help="rows of a training step; fixed in the graph (default 4)")
+    add("--seq-len", type=int, default=64, help="tokens of a row; fixed in the graph (default 64)")
+    add("--num-labels", type=int, default=0, help="classes of a new head (default: what the checkpoint has)")
+    add("--model-id", default="", metavar="NAME", help="name in bundle and adapters (default: hub id or folder's name)")
+    add("--seed", type=int, default=0, help="seed of a new head's weights (default 0)")
+    add("--force", action="store_true", help="replace an existing bundle")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _run_export(args: argparse.Namespace) -> int:
+    from covey_export.recipe import Recipe
+
+    recipe = Recipe(
+        model=args.model, model_id=args.model_id, task=args.task, rank=args.rank, alpha=args.alpha,
+        target_modules=args.target_modules, targets=args.targets, batch_size=args.batch, seq_len=args.seq_len,
+        num_labels=args.num_labels, seed=args.seed,
+    )  # fmt: skip
+    from covey_export.show import show_bundle
+    from covey_export.terminal import export_with_progress
+
+    bundle = export_with_progress(recipe, args.out, force=args.force)
+    print(show_bundle(bundle))
+    print(f'\nTrain it on devices: set bundle = "{args.out}" in a task file, then\n  covey serve TASK.toml')
+    return 0
+
+
+def _configure_bundle(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, text in (("show", "what a bundle holds and what its proof said"), ("verify", "check every byte")):
+        actions.add_parser(name, help=text, description=text).add_argument("bundle", type=Path, metavar="BUNDLE")
+
+
+def _run_bundle(args: argparse.Namespace) -> int:
+    from covey_export.show import show_bundle
+
+    bundle = Bundle.open(args.bundle, verify=args.action == "verify")
+    if args.action == "show":
+        print(show_bundle(bundle))
+    else:
+        total = sum(f.bytes for f in bundle.manifest.files.values())
+        print(f"{args.bundle}: all {len(bundle.manifest.files)} files ({total:,} bytes) are as the manifest states")
+    return 0
+
+
+EXPORT = Command("make a training bundle for phones and boards", _configure_export, _run_export, "export")
+BUNDLE = Command("look at a bundle, or check it", _configure_bundle, _run_bundle, "export")

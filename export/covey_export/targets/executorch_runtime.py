@@ -1,0 +1,53 @@
+"""The `executorch` target: one `model.pte` with the methods train, eval and forward, lowered to XNNPACK where it helps.
+
+Before lowering, `mm` with a transposed frozen weight becomes `linear`, which takes the weight as it is stored: no
+transpose in the graph, and none of the file's doubling that folding it would cost. `addmm` becomes `mm + add`, since
+ExecuTorch's `mm` is fast and its `addmm` a plain loop.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from covey_export.graph import ROLES, Graph, closed
+from covey_export.targets import Array, Run
+
+MODEL = "executorch/model.pte"
+
+
+def write(graphs: Mapping[str, Graph], folder: Path) -> dict[str, str]:
+    """Write `executorch/model.pte`."""
+    (folder / "executorch").mkdir(parents=True, exist_ok=True)
+    with (folder / MODEL).open("wb") as stream:
+        lower(graphs).write_to_file(stream)
+    return {"model": MODEL}
+
+
+def lower(graphs: Mapping[str, Graph]) -> Any:
+    """ExecuTorch's program manager for these graphs, one method a role."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    programs = {role: torch.export.export(closed(graph), graph.examples) for role, graph in graphs.items()}
+    edge = to_edge_transform_and_lower(
+        programs,
+        partitioner=[XnnpackPartitioner(force_fp32_dynamic_linear=True)],
+        compile_config=EdgeCompileConfig(_check_ir_validity=False),
+    )
+    return edge.to_executorch()
+
+
+def open_role(folder: Path, paths: Mapping[str, str], role: str) -> Run:
+    """A method of the program, run by ExecuTorch's own runtime."""
+    from executorch.runtime import Runtime
+
+    method = Runtime.get().load_program(folder / paths["model"]).load_method(role)
+    return partial(_call, method, ROLES[role][0])
+
+
+def _call(method: Any, names: tuple[str, ...], inputs: Mapping[str, Array]) -> list[Array]:
+    out = method.execute([torch.from_numpy(inputs[name]) for name in names])
+    return [x.numpy().copy() for x in out]

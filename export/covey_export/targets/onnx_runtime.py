@@ -1,0 +1,107 @@
+"""The `onnx` target: three graphs for plain `InferenceSession`s, and one weights file that they share.
+
+The graphs are left as PyTorch writes them: ONNX Runtime optimises when it loads, for the machine that it is on, and
+folds the transposes of frozen weights there, which in the file would double it.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import onnx
+import torch
+from onnx import TensorProto
+
+from covey_export.graph import Graph, closed
+from covey_export.targets import Array, Run
+from covey_shared.errors import UsageError
+
+OPSET = 20
+WEIGHTS = "weights.bin"
+ALIGNMENT = 4096  # a page, so that ONNX Runtime can map the weights instead of copying them
+INLINE = 4096  # bytes: shapes and the like stay in the graph, where shape inference looks for them
+
+
+def write(graphs: Mapping[str, Graph], folder: Path) -> dict[str, str]:
+    """Write `onnx/{role}.onnx` and `onnx/weights.bin`."""
+    (folder / "onnx").mkdir(parents=True, exist_ok=True)
+    places: dict[bytes, tuple[int, int]] = {}
+    paths = {}
+    with (folder / "onnx" / WEIGHTS).open("wb") as weights:
+        for role, graph in graphs.items():
+            model = to_onnx(graph)
+            _move_weights(model, weights, places)
+            paths[role] = f"onnx/{role}.onnx"
+            (folder / paths[role]).write_bytes(model.SerializeToString(deterministic=True))
+    return paths
+
+
+def open_role(folder: Path, paths: Mapping[str, str], role: str) -> Run:
+    """A session of ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(folder / paths[role], options, providers=["CPUExecutionProvider"])
+    return partial(_call, session)
+
+
+def to_onnx(graph: Graph) -> onnx.ModelProto:
+    """One graph, with its weights inside."""
+    try:
+        program = torch.onnx.export(
+            torch.export.export(closed(graph), graph.examples),
+            dynamo=True, opset_version=OPSET, optimize=True, verbose=False,
+            input_names=list(graph.inputs), output_names=list(graph.outputs),
+        )  # fmt: skip
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise UsageError(f"ONNX cannot hold this model's {graph.role} graph: {_cause(error)}") from None
+    assert program is not None  # None is for the old exporter only
+    model: onnx.ModelProto = program.model_proto
+    model.producer_name, model.producer_version, model.doc_string = "covey", "", ""
+    for node in model.graph.node:
+        del node.metadata_props[:]  # stack traces, with the paths of this machine
+        node.doc_string = ""
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+    del model.graph.metadata_props[:], model.metadata_props[:]
+    return model
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason's first line: it names the operator."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[0][:300]
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    """Initialisers, and the values of Constant nodes."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+
+
+def _move_weights(model: onnx.ModelProto, weights: IO[bytes], places: dict[bytes, tuple[int, int]]) -> None:
+    """Move each large tensor to the weights file, where equal bytes are stored once."""
+    for tensor in _tensors(model.graph):
+        if len(tensor.raw_data) < INLINE:
+            continue
+        key = hashlib.sha256(tensor.raw_data).digest()
+        if key not in places:
+            weights.write(b"\0" * (-weights.tell() % ALIGNMENT))
+            places[key] = (weights.tell(), len(tensor.raw_data))
+            weights.write(tensor.raw_data)
+        offset, length = places[key]
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for name, value in (("location", WEIGHTS), ("offset", str(offset)), ("length", str(length))):
+            tensor.external_data.add(key=name, value=value)
+
+
+def _call(session: Any, inputs: Mapping[str, Array]) -> list[Array]:
+    return list(session.run(None, dict(inputs)))
