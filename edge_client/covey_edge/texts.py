@@ -78,12 +78,12 @@ def read_texts(path: Path, *, records: bool, text_field: str = "text", label_fie
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """The files in the order of their names, hidden ones left out and links not followed."""
+    """The files in the order of their names; hidden ones and caches left out, links to folders not followed."""
     if not path.is_dir():
         yield path
         return
     for folder, folders, names in os.walk(path):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        folders[:] = sorted(f for f in folders if not f.startswith((".", "__pycache__")))
         yield from (Path(folder) / name for name in sorted(names) if not name.startswith("."))
 
 

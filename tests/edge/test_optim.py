@@ -1,4 +1,5 @@
 import importlib.util
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ def vec(*values: float) -> Vector:
     return np.array(values, np.float32)
 
 
-RULES = {
+RULES: dict[str, tuple[Optimizer, str, dict[str, Any]]] = {
     "sgd": (sgd(0.1), "SGD", {"lr": 0.1}),
     "momentum": (sgd(0.1, 0.9), "SGD", {"lr": 0.1, "momentum": 0.9}),
     "momentum-decay": (sgd(0.1, 0.9, 0.01), "SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
@@ -79,7 +80,7 @@ def test_config_chooses() -> None:
 def test_clip_bounds_the_norm_and_keeps_the_direction(values: list[float], limit: float) -> None:
     gradient = vec(*values)
     clipped = clip(gradient, limit)
-    norm = np.linalg.norm(gradient.astype(float))
+    norm = float(np.linalg.norm(gradient.astype(float)))
     if norm <= limit:
         assert clipped is gradient
     else:
