@@ -1,6 +1,5 @@
 """For the edge tests: a real little model in NumPy, and a server that speaks the protocol over a real socket."""
 
-import asyncio
 import hashlib
 import math
 from collections.abc import Awaitable, Callable
@@ -271,23 +270,24 @@ def cut(count: int, match: str) -> Fault:
             await request.read()
             assert request.transport is not None
             request.transport.abort()
-            await asyncio.sleep(0)
+            return web.Response()
         return None
 
     return fault
 
 
 class Listening:
-    """An aiohttp server on a free port, as an async context manager."""
+    """An aiohttp server on loopback, on a free port unless given, as an async context manager."""
 
-    def __init__(self, handler: Handler):
+    def __init__(self, handler: Handler, port: int = 0):
+        self._port = port
         self._app = web.Application(client_max_size=1 << 26)
         self._app.router.add_route("*", "/{tail:.*}", handler)
 
     async def __aenter__(self) -> str:
         self._runner = web.AppRunner(self._app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port)
         await site.start()
         port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
         return f"http://127.0.0.1:{port}"

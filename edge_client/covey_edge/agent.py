@@ -283,7 +283,7 @@ class Agent:
         self.events.emit("refused", round=round_, message=str(error), status=error.status, code=error.code)
         if self.refusals >= MAX_REFUSALS:
             raise error
-        await asyncio.sleep(random.random() * self.refusals)
+        await asyncio.sleep(self.transport.backoff.delay(self.refusals, random.random()))
         return False
 
     async def wait(self, action: Wait) -> bool:

@@ -22,10 +22,10 @@ def decoded(s: Step) -> Vector:
     return codec_from_spec(s.codec, LAYOUT).decode(s.parts).dense()
 
 
-CHANGE = np.sin(np.arange(LAYOUT.size, dtype=np.float32))
+CHANGE: Vector = np.sin(np.arange(LAYOUT.size)).astype(np.float32)
 STEPS = (
     step(1, CHANGE, presets.sign()),
-    step(2, -CHANGE / 3, presets.flasc(0.25)),
+    step(2, -CHANGE, presets.flasc(0.25)),
     step(3, CHANGE, presets.levels(0.1)),
 )
 
