@@ -5,7 +5,7 @@ from typing import Any
 from aiohttp import web
 
 from covey_server.aggregator import Aggregator
-from covey_server.handlers import AGGREGATOR, ROUTES, Handler, device_of
+from covey_server.handlers import AGGREGATOR, RECEIVED, ROUTES, Handler, device_of
 from covey_server.refusals import refusal, respond
 
 # aiohttp's own defaults keep an idle connection for an hour, inflate compressed bodies and linger on refused ones.
@@ -37,5 +37,5 @@ async def count_traffic(request: web.Request, response: web.StreamResponse) -> N
     """Counts the body that came and the one that is about to go, when the answer starts."""
     resource = request.match_info.route.resource
     name = NAMES.get((request.method, resource.canonical if resource else ""), "other")
-    up, down = request.get("covey-up", 0), response.content_length or 0
+    up, down = request.get(RECEIVED, 0), response.content_length or 0
     request.app[AGGREGATOR].traffic.add(device_of(request), name, up, down)

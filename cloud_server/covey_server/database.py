@@ -117,7 +117,7 @@ def _migrate(connection: sqlite3.Connection, path: Path, schema: list[str]) -> N
             f"{path} was written by a newer covey (schema {version}, this one knows {len(schema)}); update covey"
         )
     for number, script in enumerate(schema[version:], version + 1):
-        connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version={number};\nCOMMIT;")
+        connection.executescript(f"BEGIN IMMEDIATE;\n{script};\nPRAGMA user_version={number};\nCOMMIT;")
 
 
 def commit_together(connection: sqlite3.Connection, batch: list[tuple[Work, "Future[Any]"]]) -> None:

@@ -38,10 +38,13 @@ def plan(rows: Sequence[VersionRow], held: int, version: int, whole_bytes: int) 
 
 
 def _walk(rows: Sequence[VersionRow], held: int, version: int) -> tuple[int, tuple[int, ...]]:
-    """Back from `version` along the bases, to the version held, the seeded start or the zero vector."""
+    """Back from `version` along the bases, to the version held, the seeded start or the zero vector.
+
+    Base 0 always means the seeded start; a version 0 that is not the start has a step, which is sent again.
+    """
     steps: list[int] = []
     at = version
-    while at != held and rows[at].step is not None:
+    while rows[at].step is not None and (at != held or at == 0):
         steps.append(at)
         at = rows[at].base
         if at == -1:

@@ -19,7 +19,8 @@ from covey_shared.errors import MessageError
 from covey_shared.messages import CheckIn, Evaluation, Message, check_name
 
 AGGREGATOR = web.AppKey("aggregator", Aggregator)
-DEVICE = "covey-device"  # of a request: who it is about, for the traffic counters
+DEVICE = web.RequestKey("device", str)  # who a request is about, for the traffic counters
+RECEIVED = web.RequestKey("received", int)  # bytes of its body
 CLIENT_HEADER = "Covey-Client"
 MAX_NUMBER = 2**53
 
@@ -122,7 +123,7 @@ def packed(message: Message) -> web.Response:
 async def _body(request: web.Request, limit: int) -> bytes:
     """The body, counted."""
     body = await read_body(request, limit)
-    request["covey-up"] = len(body)
+    request[RECEIVED] = len(body)
     return body
 
 
@@ -143,7 +144,7 @@ def _number(text: str, what: str) -> int:
 def device_of(request: web.Request) -> str:
     """Who a request is about: its address, its message, or its Covey-Client header."""
     if DEVICE in request:
-        return str(request[DEVICE])
+        return request[DEVICE]
     name = request.headers.get(CLIENT_HEADER, UNNAMED)
     try:
         check_name("client", name)

@@ -70,7 +70,8 @@ def fold(strategy: Strategy, size: int, updates: Iterable[tuple[Entries, int]]) 
 
 def advance(recipe: Recipe, state: ServerState, change: Vector) -> tuple[ServerState, Step]:
     """The next version, and the step that brings devices to it. Raises CodecError when the weights are not finite."""
-    optimizer, w = recipe.optimizer.step(state.optimizer, state.w, change)
+    with np.errstate(over="ignore", invalid="ignore"):  # the codec refuses what is not finite
+        optimizer, w = recipe.optimizer.step(state.optimizer, state.w, change)
     moved = ServerState(version=state.version + 1, w=w, view=state.view, optimizer=optimizer, codec=state.codec)
     return _published(recipe, moved)
 

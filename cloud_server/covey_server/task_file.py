@@ -307,9 +307,11 @@ def changed_key(stored: str, now: TaskFile, version: int) -> str | None:
     """The first key in which a run's stored task differs from the file in a way that matters, or None.
 
     `stored` is `to_json` of the run's task, `version` its head. The bundle is compared by digest elsewhere, so it may
-    move; `rounds` may grow, or shrink to what is already done.
+    move; `rounds` may grow, or shrink to what is already done. A key that an older covey did not know had its default.
     """
-    old, new = _flat(json.loads(stored)), _flat(json.loads(now.to_json()))
+    default = _flat(json.loads(parse('[task]\nbundle = ""').to_json()))
+    sections = {key: value for key, value in default.items() if key.split(".")[0] in ("task", "client")}
+    old, new = {**sections, **_flat(json.loads(stored))}, _flat(json.loads(now.to_json()))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) == new.get(key) or key in HARMLESS or key.split(".")[0] in HARMLESS_SECTIONS:
             continue

@@ -1,0 +1,308 @@
+"""For the server tests: a tiny bundle, a device that is honest NumPy, and the real server in a thread or a process."""
+
+import asyncio
+import hashlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from aiohttp import web
+
+from covey_server import task_file
+from covey_server.aggregator import Aggregator
+from covey_server.app import RUNNER, make_app
+from covey_server.run import open_run
+from covey_shared.bundle import Bundle
+from covey_shared.codec import codec_from_spec
+from covey_shared.layout import Layout, Tensor, Vector, vector_digest
+from covey_shared.manifest import File, Manifest, Parity, Tokenizer
+from covey_shared.messages import Adapter, Assignment, CheckIn, Evaluation, Receipt, Task, Update
+
+MSGPACK = {"Content-Type": "application/msgpack"}
+LAYOUT = Layout(
+    (
+        Tensor(name="base_model.model.q.lora_A.weight", shape=(4, 6), kind="lora_A", init="kaiming_uniform", rank=4),
+        Tensor(name="base_model.model.q.lora_B.weight", shape=(5, 4), kind="lora_B", init="zeros", rank=4),
+        Tensor(name="base_model.model.classifier.weight", shape=(3,), kind="head", init="stored"),
+    )
+)
+
+
+def make_bundle(folder: Path, layout: Layout = LAYOUT, config: bytes | None = None) -> Bundle:
+    """A bundle with a fake graph: the server only hands it out."""
+    stored = np.arange(1, layout.stored_size + 1, dtype="<f4") / 8
+    contents = {
+        "onnx/train.onnx": b"not really a graph " * 100,
+        "start.bin": stored.tobytes(),
+        "peft/adapter_config.json": config or b'{"peft_type": "LORA", "r": 4}',
+    }
+    files = {}
+    for name, data in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+        files[name] = File(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+    manifest = Manifest(
+        covey="0.1.0", model="tiny", revision="", licence="Apache-2.0", architecture="none", parameters=0,
+        task="causal-lm", batch_size=4, seq_len=16, rank=4, alpha=4.0, target_modules=("q",), precision="float32",
+        seed=0, layout=layout, start="start.bin", graphs={"onnx": {"train": "onnx/train.onnx"}}, files=files,
+        tokenizer=Tokenizer(kind="bytes", offset=3, vocab_size=259, pad_id=0),
+        parity={"onnx": Parity(loss_error=0.0, gradient_error=0.0, tolerance=1e-5, peak_bytes=0, step_seconds=0.0)},
+        minimum_client="0.1.0",
+    )  # fmt: skip
+    (folder / "manifest.json").write_bytes(manifest.to_bytes())
+    return Bundle.open(folder)
+
+
+def write_task(folder: Path, text: str = "", *, rounds: int = 3, target: int = 2, layout: Layout = LAYOUT) -> Path:
+    """A task file beside its bundle; `text` is more of it, `[round]` open at its beginning."""
+    if not (folder / "bundle").exists():
+        make_bundle(folder / "bundle", layout)
+    path = folder / "task.toml"
+    path.write_text(
+        f'[task]\nname = "test"\nbundle = "bundle"\nrounds = {rounds}\nseed = 7\n'
+        f"[round]\ntarget = {target}\nretry_s = 0.05\n{text}"
+    )
+    return path
+
+
+@dataclass
+class Answer:
+    """What came back."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str]
+
+
+def call(url: str, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Answer:
+    """One request on a connection of its own."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=30)
+    try:
+        connection.request(method, path, body, headers if headers is not None else (MSGPACK if body else {}))
+        response = connection.getresponse()
+        return Answer(response.status, response.read(), dict(response.headers))
+    finally:
+        connection.close()
+
+
+@dataclass
+class Device:
+    """A device that pulls the adapter towards a target of its own. Deterministic, whatever the server does."""
+
+    url: str
+    name: str
+    layout: Layout = LAYOUT
+    version: int = -1
+    view: Vector = field(default_factory=lambda: np.empty(0, np.float32))
+    bodies: dict[int, bytes] = field(default_factory=dict)
+
+    def task(self) -> Task:
+        """The task."""
+        return Task.from_bytes(call(self.url, "GET", "/v1/task").body)
+
+    def check_in(self) -> Assignment:
+        """Offer."""
+        message = CheckIn(client=self.name, layout=self.layout.digest, held=self.version, examples=9, runtime="onnx")
+        answer = call(self.url, "POST", "/v1/checkin", message.to_bytes())
+        assert answer.status == 200, answer
+        return Assignment.from_bytes(answer.body)
+
+    def fetch(self, version: int, start: Vector) -> Adapter:
+        """Come to a version, as the protocol says, digest included."""
+        answer = call(
+            self.url, "GET", f"/v1/adapter/{version}?held={self.version}", headers={"Covey-Client": self.name}
+        )
+        assert answer.status == 200, answer
+        message = Adapter.from_bytes(answer.body)
+        bases = {self.version: self.view, 0: start, -1: np.zeros(self.layout.size, np.float32)}
+        view = bases[message.base].copy()
+        for step in message.steps:
+            entries = codec_from_spec(step.codec, self.layout).decode(step.parts)
+            view[entries.where] += entries.values
+        assert vector_digest(view) == message.digest
+        self.version, self.view = version, view
+        return message
+
+    def change(self, round_: int) -> Vector:
+        """Trained minus started."""
+        seed = int.from_bytes(hashlib.sha256(f"{self.name}/{round_}".encode()).digest()[:4], "little")
+        target = np.random.default_rng(seed).standard_normal(self.layout.size).astype(np.float32)
+        return np.asarray(np.float32(0.1) * (target - self.view), np.float32)
+
+    def update(self, task: Task, assignment: Assignment, **changes: Any) -> bytes:
+        """The body of this round's upload; the same bytes whenever it is asked for."""
+        if assignment.round not in self.bodies or changes:
+            codec = codec_from_spec(task.upload_codec, self.layout)
+            parts, _ = codec.encode(self.change(assignment.round), codec.init(0))
+            fields: dict[str, Any] = {
+                "client": self.name, "layout": self.layout.digest, "round": assignment.round,
+                "attempt": assignment.attempt, "version": assignment.version, "codec": task.upload_codec,
+                "parts": parts, "examples": 9, "steps": 1, "loss_before": 2.0, "loss_after": 1.0, "seconds": 0.1,
+            }  # fmt: skip
+            body = Update(**{**fields, **changes}).to_bytes()
+            if changes:
+                return body
+            self.bodies[assignment.round] = body
+        return self.bodies[assignment.round]
+
+    def upload(self, round_: int, body: bytes) -> Answer:
+        """PUT the update."""
+        return call(self.url, "PUT", f"/v1/updates/{round_}/{self.name}", body, MSGPACK)
+
+    def take_part(self, start: Vector) -> str:
+        """One check-in and what follows from it; returns the action."""
+        assignment = self.check_in()
+        if assignment.action == "train":
+            self.fetch(assignment.version, start)
+            answer = self.upload(assignment.round, self.update(self.task(), assignment))
+            assert answer.status == 200, answer
+            assert Receipt.from_bytes(answer.body).status in ("accepted", "duplicate")
+        return assignment.action
+
+    def evaluate(self, loss: float = 1.0, tokens: int = 10) -> Answer:
+        """Report a held-out loss of the version held."""
+        message = Evaluation(
+            client=self.name, layout=self.layout.digest, version=self.version, loss_sum=loss * tokens, tokens=tokens,
+            correct=0,
+        )  # fmt: skip
+        return call(self.url, "PUT", f"/v1/evaluations/{self.version}/{self.name}", message.to_bytes())
+
+
+def run_to_end(devices: list[Device], start: Vector, seconds: float = 30.0) -> None:
+    """Devices take turns until each has been sent home."""
+    waiting = list(devices)
+    deadline = time.monotonic() + seconds
+    while waiting:
+        assert time.monotonic() < deadline, "the task did not end"
+        waiting = [d for d in waiting if d.take_part(start) != "done"]
+        time.sleep(0.01)
+
+
+def status_of(url: str) -> dict[str, Any]:
+    """The JSON of /v1/status."""
+    found: dict[str, Any] = json.loads(call(url, "GET", "/v1/status").body)
+    return found
+
+
+@dataclass
+class Served:
+    """A server in a thread: real socket, real database."""
+
+    url: str
+    start: Vector
+    aggregator: Aggregator
+    lines: list[str]
+
+    def device(self, name: str) -> Device:
+        """A device of this server."""
+        return Device(self.url, name, self.aggregator.run.layout)
+
+    def wait_for_version(self, version: int, seconds: float = 20.0) -> None:
+        """Until a version is the head."""
+        deadline = time.monotonic() + seconds
+        while self.aggregator.state.version < version:
+            assert time.monotonic() < deadline, f"version {version} did not come: {self.lines}"
+            time.sleep(0.01)
+
+
+@contextmanager
+def served(task: Path, data: Path | None = None, publish: Path | None = None) -> Iterator[Served]:
+    """Serve a task file in a thread on a free loopback port; closed as `covey serve` closes."""
+    run = open_run(task_file.read(task), data or task.parent / "run", time.time())
+    loop, ready, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+    found: list[Served] = []
+    failures: list[BaseException] = []
+
+    async def main() -> None:
+        lines: list[str] = []
+        aggregator = Aggregator(run, publish, lines.append)
+        runner = web.AppRunner(make_app(aggregator), access_log=None, shutdown_timeout=5.0, **RUNNER)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        found.append(Served(f"http://127.0.0.1:{port}", run.bundle.start(7), aggregator, lines))
+        watching = asyncio.create_task(aggregator.watch())
+        ready.set()
+        await stop.wait()
+        watching.cancel()
+        await runner.cleanup()
+        await aggregator.finish(5.0)
+
+    def body() -> None:
+        try:
+            loop.run_until_complete(main())
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            ready.set()
+            loop.close()
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    ready.wait()
+    try:
+        if failures:
+            raise failures[0]
+        yield found[0]
+    finally:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        run.close()
+    if failures:
+        raise failures[0]
+
+
+class ServerProcess:
+    """`covey serve` as a user starts it. Killed with SIGKILL and started again as often as a test likes."""
+
+    def __init__(self, task: Path, *args: str, code: str = ""):
+        self.url_file = task.parent / "url"
+        self.url_file.unlink(missing_ok=True)
+        start = ["-c", code] if code else ["-m", "covey_shared.cli"]
+        self.child = subprocess.Popen(
+            [sys.executable, *start, "serve", str(task), "--port", "0", "--url-file", str(self.url_file), *args],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+
+    def url(self, seconds: float = 20.0) -> str:
+        """The URL, once it answers."""
+        deadline = time.monotonic() + seconds
+        while not self.url_file.exists():
+            assert self.child.poll() is None, self.child.communicate()
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.01)
+        return self.url_file.read_text().strip()
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut would."""
+        self.child.kill()
+        self.child.communicate()
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
+        """A signal; returns exit code, output and errors."""
+        self.child.send_signal(number)
+        return self.result()
+
+    def result(self, seconds: float = 30.0) -> tuple[int, str, str]:
+        """What the process left when it ended by itself."""
+        try:
+            out, err = self.child.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            raise
+        return self.child.returncode, out, err
