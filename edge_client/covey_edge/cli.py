@@ -41,6 +41,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--wait", type=float, default=10.0, metavar="SECONDS", dest="wait_s",
         help="for the server to answer at the start (default: 10)")  # fmt: skip
     add("--events", type=Path, metavar="FILE", help="append one line of JSON for each thing that happens")
+    add("--save-heldout", type=Path, metavar="FILE",
+        help="write the held-out windows to this .npz on this device, to check a loss elsewhere")  # fmt: skip
     add("--quiet", action="store_true", help="no progress, only the result")
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from covey_edge import bundles, calls
 from covey_edge.agent import Agent, Device, task_name
-from covey_edge.data import build_dataset
+from covey_edge.data import build_dataset, evaluation_batches
 from covey_edge.events import Events
 from covey_edge.plan import Wishes
 from covey_edge.state import Client, StateFolder, new_client, open_folder, write_durably
@@ -45,6 +47,7 @@ class Options:
     eval_batches: int = 16
     checkpoint_s: float = 2.0
     wait_s: float = 10.0
+    save_heldout: Path | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.holdout <= 0.5:
@@ -91,6 +94,8 @@ async def take_part(
         "joined", task=task.name, client=record.client, model=device.bundle.manifest.model, runtime=device.runtime,
         examples=device.dataset.train.count, heldout=device.dataset.heldout.count, rounds=task.rounds,
     )  # fmt: skip
+    if options.save_heldout:
+        save_heldout(device, options.save_heldout)
     record = await Agent(device, transport, folder, record, events).run()
     result = summarise(device, record, time.monotonic() - started)
     write_durably(folder.path / "result.json", (json.dumps(result, indent=1) + "\n").encode())
@@ -127,6 +132,14 @@ async def get_ready(options: Options, transport: Transport, task: Task, events: 
     trainer = await asyncio.to_thread(open_trainer, bundle, runtime, options.threads, options.provider)
     wishes = Wishes(options.eval_every, options.once)
     return Device(task, bundle, dataset, trainer, runtime, wishes, options.eval_batches, options.checkpoint_s)
+
+
+def save_heldout(device: Device, path: Path) -> None:
+    """The windows that this device evaluates on, `input_ids` and `labels` as int64 arrays in an .npz of this device."""
+    size, examples = device.bundle.manifest.batch_size, device.dataset.heldout
+    batches = list(evaluation_batches(examples, size, device.eval_batches))
+    ids, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    np.savez(path, input_ids=ids, labels=labels)
 
 
 def summarise(device: Device, record: Client, seconds: float) -> dict[str, Any]:
