@@ -16,6 +16,13 @@ from rich.text import Text
 
 from covey_export.demo.report import human
 
+# What a device is doing after an event; others leave it as it was.
+DOING = {
+    "piece": "downloading", "joined": "ready", "round": "starting a round", "version": "has the adapter",
+    "batch": "evaluating", "step": "training", "trained": "uploading", "uploaded": "counted", "wait": "waiting",
+    "refused": "refused", "late": "late", "done": "done", "error": "failed",
+}  # fmt: skip
+
 
 @dataclass
 class Row:
@@ -35,17 +42,18 @@ class Row:
 
     def take(self, event: dict[str, Any]) -> None:
         """Fold one event into the row; unknown events and fields are left alone."""
-        self.doing = event["event"]
+        kind = event["event"]
+        self.doing = DOING.get(kind, self.doing)
         self.round = event.get("round", self.round)
-        self.step = event.get("step", self.step)
-        self.steps = event.get("steps", self.steps)
-        self.upload_bytes = event.get("upload_bytes", self.upload_bytes)
-        self.download_bytes = event.get("download_bytes", self.download_bytes)
-        if self.doing == "step":
-            self.loss = event["loss"]
-        if self.doing == "evaluated":
+        if kind == "step":
+            self.step, self.steps, self.loss = event["done"], event["total"], event["loss"]
+        elif kind == "evaluated":
             self.first = event["loss"] if self.first is None else self.first
             self.latest = event["loss"]
+        elif kind == "uploaded":
+            self.upload_bytes += event["bytes"]
+        elif kind == "version":
+            self.download_bytes += event["bytes"]
 
 
 class Display:
@@ -91,10 +99,10 @@ class Display:
         for name in ("device", "runtime", "round", "doing", "", "train loss", "held-out", "up", "down"):
             table.add_column(name, justify="left" if name in ("device", "runtime", "doing", "") else "right")
         for r in self.rows:
-            training = r.doing == "step"
+            training = r.doing == "training"
             bar = ProgressBar(total=max(1, r.steps), completed=r.step if training else 0, width=16)
             table.add_row(
-                r.name, r.runtime, str(r.round), "training" if training else r.doing, bar if training else "",
+                r.name, r.runtime, str(r.round), r.doing, bar if training else "",
                 "" if r.loss is None else f"{r.loss:.3f}", _held_out(r), human(r.upload_bytes), human(r.download_bytes),
             )  # fmt: skip
         return Group(Text(self.line(version), style="bold"), table)

@@ -221,9 +221,11 @@ def device_of(client: Process) -> report.Device:
     result = client.events[-1]
     if result["event"] != "done":
         raise UsageError(f"the client {client.name} ended early: {client.log_tail(3)} (whole log: {client.log})")
+    # Dense LoRA would not send version 0 either: both sides make it from the seed.
+    downloads = sum(e["event"] == "version" and e["version"] > 0 for e in client.events)
     return report.Device(
         client.name, client.runtime, result["loss_before"], result["loss_after"], result["upload_bytes"],
-        result["download_bytes"], result["updates"], result["downloads"],
+        result["download_bytes"], result["rounds"], downloads,
     )  # fmt: skip
 
 
@@ -231,9 +233,11 @@ def history_of(clients: list[Process]) -> tuple[tuple[int, float, int], ...]:
     """(version, mean held-out loss over devices, bytes of all devices so far) of each version that all evaluated."""
     found: dict[int, list[tuple[float, int]]] = {}
     for client in clients:
+        count = 0
         for event in client.events:
-            if event["event"] == "evaluated":
-                count = event["upload_bytes"] + event["download_bytes"]
+            if event["event"] in ("uploaded", "version"):
+                count += event["bytes"]
+            elif event["event"] == "evaluated":
                 found.setdefault(event["version"], []).append((event["loss"], count))
     return tuple(
         (version, sum(loss for loss, _ in rows) / len(rows), sum(count for _, count in rows))
