@@ -51,7 +51,8 @@ def test_a_round_from_check_in_to_the_next() -> None:
         UpdateAccepted(1, "b"), CheckedIn("a", 2.0), Published(1), CheckedIn("a", 3.0),
     )  # fmt: skip
     assert decisions == [
-        Assign("a", 1, 0, 0, 10.0), Assign("b", 1, 0, 0, 9.0), CloseRound(1), Wait("a", 1.0), Assign("a", 2, 0, 1, 10.0),
+        Assign("a", 1, 0, 0, 10.0), Assign("b", 1, 0, 0, 9.0), CloseRound(1), Wait("a", 1.0),
+        Assign("a", 2, 0, 1, 10.0),
     ]  # fmt: skip
     assert (state.phase, state.round, state.version) == (OPEN, 2, 1)
 
@@ -107,7 +108,7 @@ def test_below_the_minimum_the_round_begins_again_and_keeps_what_it_has() -> Non
         rules, opened(rules, 0), CheckedIn("a", 0.0), CheckedIn("b", 0.0), UpdateAccepted(1, "a"), Tick(10.0)
     )
     assert decisions[-1] == ReopenRound(1, 1)
-    assert (state.attempt, state.version, state.accepted, state.deadline_s) == (1, 0, {"a"}, inf)
+    assert (state.attempt, state.version, state.accepted, state.deadline_s) == (1, 0, frozenset("a"), inf)
     state, decisions = play(rules, state, Tick(99.0), CheckedIn("c", 100.0))
     assert decisions == [Assign("c", 1, 1, 0, 10.0)]  # the new attempt's deadline runs from its first assignment
     assert admits(state, "b", 1, 0) is None  # late, and still welcome
@@ -163,7 +164,12 @@ SAVED = Saved(round=1, attempt=2, version=0, frozen=False, assigned=frozenset("a
 def test_a_restart_goes_on_with_a_fresh_deadline() -> None:
     state, decisions = resumed(RULES, SAVED, 1000.0)
     assert decisions == ()
-    assert (state.attempt, state.cohort, state.accepted, state.deadline_s) == (2, set("abc"), {"a"}, 1010.0)
+    assert (state.attempt, state.cohort, state.accepted, state.deadline_s) == (
+        2,
+        frozenset("abc"),
+        frozenset("a"),
+        1010.0,
+    )
     assert admits(state, "b", 1, 0) is None
 
 
@@ -213,9 +219,9 @@ class EngineMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rules = Rules(rounds=3, target=2, cohort=3, minimum=2, deadline_s=10.0, pool_s=0.0, retry_s=1.0, seed=1)
+        self.law = Rules(rounds=3, target=2, cohort=3, minimum=2, deadline_s=10.0, pool_s=0.0, retry_s=1.0, seed=1)
         self.now_s = 0.0
-        self.state = opened(self.rules, 0)
+        self.state = opened(self.law, 0)
         self.version = 0
         self.invited: set[str] = set()  # of this round, any attempt
         self.delivered: set[str] = set()
@@ -224,15 +230,15 @@ class EngineMachine(RuleBasedStateMachine):
         self.deadline_s = inf
 
     def feed(self, event: Event) -> tuple[Decision, ...]:
-        self.state, decisions = step(self.rules, self.state, event)
+        self.state, decisions = step(self.law, self.state, event)
         for decision in decisions:
             if isinstance(decision, CloseRound):
                 assert not self.closing
-                assert len(self.delivered) >= self.rules.minimum
-                assert len(self.delivered) >= self.rules.target or self.now_s >= self.deadline_s
+                assert len(self.delivered) >= self.law.minimum
+                assert len(self.delivered) >= self.law.target or self.now_s >= self.deadline_s
                 self.closing, self.deadline_s = True, inf
             if isinstance(decision, ReopenRound):
-                assert len(self.delivered) < self.rules.minimum
+                assert len(self.delivered) < self.law.minimum
                 assert self.now_s >= self.deadline_s
                 self.attempt, self.deadline_s = self.attempt + 1, inf
                 assert decision == ReopenRound(self.version + 1, self.attempt)
@@ -245,28 +251,28 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(client=devices)
     def check_in(self, client: str) -> None:
         answer = self.feed(CheckedIn(client, self.now_s))[-1]
-        if self.version == self.rules.rounds:
+        if self.version == self.law.rounds:
             assert answer == Done(client, self.version)
         elif isinstance(answer, Assign):
             assert not self.closing
             assert client not in self.delivered
-            self.deadline_s = min(self.deadline_s, self.now_s + self.rules.deadline_s)
+            self.deadline_s = min(self.deadline_s, self.now_s + self.law.deadline_s)
             left = self.deadline_s - self.now_s
             assert answer == Assign(client, self.version + 1, self.attempt, self.version, left)
             self.invited.add(client)
         else:
             assert isinstance(answer, Wait)
-            assert self.closing or client in self.delivered or len(self.state.cohort) >= self.rules.cohort
+            assert self.closing or client in self.delivered or len(self.state.cohort) >= self.law.cohort
 
     @rule(client=devices)
     def upload(self, client: str) -> None:
         if admits(self.state, client, self.version + 1, self.version) is not None:
-            assert self.closing or client not in self.invited or self.version == self.rules.rounds
+            assert self.closing or client not in self.invited or self.version == self.law.rounds
             return
         assert client in self.invited
         self.delivered.add(client)
         self.feed(UpdateAccepted(self.version + 1, client))
-        assert self.closing == (len(self.delivered) >= self.rules.target)
+        assert self.closing == (len(self.delivered) >= self.law.target)
 
     @rule(seconds=st.floats(0.1, 12.0))
     def wait(self, seconds: float) -> None:
@@ -284,25 +290,25 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(gap_s=st.floats(0.0, 100.0))
     def restart(self, gap_s: float) -> None:
-        cohort = frozenset() if self.version == self.rules.rounds else self.state.cohort
+        cohort = frozenset() if self.version == self.law.rounds else self.state.cohort
         saved = Saved(
             self.version + 1, self.attempt, self.version, self.closing, frozenset(self.invited), cohort,
             frozenset(self.delivered),
         )  # fmt: skip
         self.now_s += gap_s
-        self.state, decisions = resumed(self.rules, saved, self.now_s)
+        self.state, decisions = resumed(self.law, saved, self.now_s)
         assert decisions == ((CloseRound(self.version + 1),) if self.closing else ())
         if not self.closing:
-            self.deadline_s = self.now_s + self.rules.deadline_s if self.invited else inf
+            self.deadline_s = self.now_s + self.law.deadline_s if self.invited else inf
 
     @invariant()
     def the_state_is_whole(self) -> None:
         state = self.state
-        assert state.phase == (DONE if self.version == self.rules.rounds else CLOSING if self.closing else OPEN)
+        assert state.phase == (DONE if self.version == self.law.rounds else CLOSING if self.closing else OPEN)
         assert state.version == self.version
         assert state.accepted == self.delivered
         assert state.accepted <= state.cohort <= state.assigned
-        assert len(state.cohort - state.accepted) <= self.rules.cohort
+        assert len(state.cohort - state.accepted) <= self.law.cohort
         assert state.assigned == self.invited
         assert state.deadline_s == self.deadline_s
 

@@ -1,4 +1,5 @@
 import importlib.util
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def test_laws(name: str) -> None:
     assert not still.any()
 
 
-TORCH = {
+TORCH: dict[str, tuple[str, dict[str, Any], dict[str, float]]] = {
     "sgd": ("SGD", {"lr": 0.5}, {"learning_rate": 0.5}),
     "momentum": ("SGD", {"lr": 0.5, "momentum": 0.9}, {"learning_rate": 0.5, "momentum": 0.9}),
     "adamw": ("AdamW", {"lr": 1e-3}, DEFAULTS["adamw"]),  # torch's defaults are ours, and FLASC's

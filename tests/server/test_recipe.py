@@ -2,11 +2,13 @@
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from covey_server.optimizers import adamw, sgd
 from covey_server.recipe import Recipe, ServerState, advance, apply_step, first, fold, whole
@@ -87,7 +89,7 @@ def test_one_update_is_in_memory_at_a_time() -> None:
     assert fold(fedavg(), 2, updates()).tolist() == [1, 2]
 
 
-def mask_top(values: Vector, density: float) -> Vector:
+def mask_top(values: NDArray[Any], density: float) -> NDArray[Any]:
     """The paper's mask: the floor(P d) largest magnitudes of the whole flattened vector."""
     k = int(len(values) * density)
     out = np.zeros_like(values)

@@ -10,6 +10,7 @@ import pytest
 from covey_server import store
 from covey_server.blobs import Blobs, StoreError
 from covey_server.database import Database, connect
+from covey_server.engine import Saved
 from covey_server.store import TrafficRow, UpdateRow, VersionRow
 
 
@@ -117,7 +118,12 @@ class TestDatabase:
 
     def test_closing_finishes_what_is_queued(self, tmp_path: Path) -> None:
         db = Database(tmp_path / "d", ["CREATE TABLE t (x)"])
-        futures = [db.submit(lambda c, i=i: c.execute("INSERT INTO t VALUES (?)", (i,)) and i) for i in range(500)]
+
+        def insert(connection: sqlite3.Connection, value: int) -> int:
+            connection.execute("INSERT INTO t VALUES (?)", (value,))
+            return value
+
+        futures = [db.submit(insert, i) for i in range(500)]
         db.close()
         assert [f.result() for f in futures] == list(range(500))
         with sqlite3.connect(tmp_path / "d") as connection:
@@ -187,11 +193,11 @@ class TestTables:
         store.reopen(db, 1, 1)
         store.assign(db, 1, 1, "c", "onnx", 5, 1.0)
         store.accept(db, update("a"))
-        assert store.saved(db) == (1, 1, 0, False, set("abc"), {"c"}, {"a"})
+        assert store.saved(db) == Saved(1, 1, 0, False, frozenset("abc"), frozenset("c"), frozenset("a"))
         store.freeze(db, 1)
         assert store.saved(db).frozen
         store.publish(db, version(1), keep_updates=False)
-        assert store.saved(db) == (2, 0, 1, False, set(), set(), set())
+        assert store.saved(db) == Saved(2, 0, 1, False, frozenset(), frozenset(), frozenset())
 
     def test_traffic_adds_up(self, db: sqlite3.Connection) -> None:
         for _ in range(2):
