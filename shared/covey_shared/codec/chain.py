@@ -23,18 +23,25 @@ State = Any  # None, numbers, strings, bytes, float32 vectors, and lists and str
 Parts = dict[str, bytes]
 
 
+class Reach(NamedTuple):
+    """What reaches or leaves a stage: at most so many entries, in one contiguous run or not."""
+
+    entries: int
+    contiguous: bool
+
+
 class Stage(NamedTuple):
     """One stage, bound to a layout and to its place in a chain.
 
     `encode(entries, state)` gives what is left to send, the stage's own part (b"" if it has none) and the next state.
     `decode(entries, part)` undoes it; the entries that a final stage decodes are None. `part` names the part, "" for
-    none. At most `max_entries` leave the stage, and its part has at most `max_bytes`.
+    none, and has at most `max_bytes`. `leaves` is what the next stage, or the decoder's caller, has to expect.
     """
 
     spec: StageSpec
     part: str
     final: bool
-    max_entries: int
+    leaves: Reach
     max_bytes: int
     init: Callable[[int], State]
     encode: Callable[[Entries, State], tuple[Entries, bytes, State]]
@@ -88,7 +95,7 @@ def chain(size: int, *stages: Stage) -> Codec:
     return Codec(
         spec=tuple(s.spec for s in stages),
         size=size,
-        max_entries=stages[-1].max_entries,
+        max_entries=stages[-1].leaves.entries,
         max_bytes=sum(s.max_bytes for s in stages),
         init=lambda seed: [s.init(seed) for s in stages],
         encode=encode,

@@ -9,26 +9,21 @@ output is not canonical: payloads are compared by what they decode to, never by 
 
 import math
 import struct
-import zlib
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from covey_shared.codec import values
+from covey_shared.codec.framing import FRAME, VERSION, Data, check_end, open_frame, open_header, seal
 from covey_shared.codec.tokens import U32, pack, unpack
 from covey_shared.entries import Entries
 from covey_shared.errors import PayloadError
-from covey_shared.layout import Vector
 
 MAGIC = b"SPK1"
-VERSION = 1
-FRAME = 65_536  # entries of every frame but the last
-HEADER = struct.Struct("<4sHHIIII")  # magic, version, flags, n, k, layout id, checksum
+HEADER = struct.Struct("<4sHHIIII")  # magic, version, flags, n, entries, layout id, checksum
 FRAME_HEADER = struct.Struct("<IIIIIIIffI")  # value codec, first index, entries, sections A B P Q, base, step, checksum
-
-Data = bytes | memoryview
+LENGTHS = slice(3, 7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +55,12 @@ def max_bytes(entries: int, size: int, mode: str) -> int:
 
 def encode(entries: Entries, layout_id: int, mode: str = "auto", error: float = 0.1) -> bytes:
     """The payload. Values must be finite; `mode` and `error` as in `values.encode`."""
-    header = HEADER.pack(MAGIC, VERSION, 0, entries.size, entries.count, layout_id, 0)[:-4]
-    frames = [
-        _encode_frame(_indices(entries, at), entries.values[at : at + FRAME], mode, error)
+    head = HEADER.pack(MAGIC, VERSION, 0, entries.size, entries.count, layout_id, 0)[:-4]
+    frames = (
+        _encode_frame(_indices(entries, at), values.encode(entries.values[at : at + FRAME], mode, error))
         for at in range(0, entries.count, FRAME)
-    ]
-    return b"".join([header, struct.pack("<I", zlib.crc32(header)), *frames])
+    )
+    return b"".join([seal(head), *frames])
 
 
 def _indices(entries: Entries, at: int) -> U32 | slice:
@@ -78,19 +73,16 @@ def _indices(entries: Entries, at: int) -> U32 | slice:
     return slice(first, last + 1) if last - first == stop - at - 1 else where
 
 
-def _encode_frame(where: U32 | slice, v: Vector, mode: str, error: float) -> bytes:
+def _encode_frame(where: U32 | slice, coded: values.Coded) -> bytes:
     if isinstance(where, slice):
-        first, a, b = where.start, b"", b""
+        first, count, a, b = where.start, where.stop - where.start, b"", b""
     else:
         gaps = np.zeros(len(where), np.uint32)
-        np.subtract(where[1:], where[:-1], out=gaps[1:])
-        gaps[1:] -= np.uint32(1)
-        first, (a, b) = int(where[0]), pack(gaps)
-    coded = values.encode(v, mode, error)
+        gaps[1:] = np.diff(where) - np.uint32(1)
+        first, count, (a, b) = int(where[0]), len(where), pack(gaps)
     lengths = (len(a), len(b), len(coded.p), len(coded.q))
-    header = FRAME_HEADER.pack(coded.codec, first, len(v), *lengths, coded.base, coded.step, 0)[:-4]
-    body = b"".join([a, b, coded.p, coded.q])
-    return header + struct.pack("<I", zlib.crc32(body, zlib.crc32(header))) + body
+    head = FRAME_HEADER.pack(coded.codec, first, count, *lengths, coded.base, coded.step, 0)[:-4]
+    return seal(head, b"".join([a, b, coded.p, coded.q]))
 
 
 def decode(payload: Data, size: int, layout_id: int, max_entries: int | None = None) -> Entries:
@@ -100,43 +92,21 @@ def decode(payload: Data, size: int, layout_id: int, max_entries: int | None = N
     payload's length, whatever the payload claims.
     """
     limit = size if max_entries is None else min(size, max_entries)
-    payload = memoryview(payload)
-    count = _read_header(payload, size, layout_id, limit)
-    frames = _read_frames(payload, size, count)
+    (count,) = open_header(payload, MAGIC, HEADER, size, layout_id, limit)
+    frames = _read_frames(memoryview(payload), size, count)
+    one_run = all(f.contiguous for f in frames) and all(f.first + f.count == g.first for f, g in pairwise(frames))
     out = np.empty(count, np.float32)
-    where = np.empty(0 if _one_run(frames) else count, np.uint32)
+    where = np.empty(0 if one_run else count, np.uint32)
     for frame in frames:
-        at = frame.number * FRAME
-        if len(where):
-            where[at : at + frame.count] = _frame_indices(frame, size)
-        out[at : at + frame.count] = values.decode(frame.values, frame.count, f"frame {frame.number}")
-    if len(where):
-        _check_order(where)
-        return Entries(size, where, out)
-    first = frames[0].first if frames else 0
-    return Entries(size, slice(first, first + count), out)
-
-
-def _read_header(payload: memoryview, size: int, layout_id: int, limit: int) -> int:
-    """The number of entries."""
-    if len(payload) < HEADER.size:
-        raise PayloadError(f"the payload has {len(payload)} bytes; its header alone has {HEADER.size}")
-    magic, version, flags, n, k, layout, checksum = HEADER.unpack_from(payload)
-    if magic != MAGIC:
-        raise PayloadError(f"the payload begins with {magic!r} instead of {MAGIC!r}")
-    if zlib.crc32(payload[: HEADER.size - 4]) != checksum:
-        raise PayloadError("the payload's header does not match its checksum; it was damaged on the way")
-    if version != VERSION or flags:
-        raise PayloadError(
-            f"the payload has version {version} and flags {flags}; this side reads version 1 without flags"
-        )
-    if n != size or n >= 2**31:
-        raise PayloadError(f"the payload is for a vector of {n:,} entries; this task's has {size:,}")
-    if layout != layout_id:
-        raise PayloadError(f"the payload is for layout {layout:08x}; this task has layout {layout_id:08x}")
-    if k > limit:
-        raise PayloadError(f"the payload claims {k:,} entries; at most {limit:,} are accepted", 413)
-    return int(k)
+        at = slice(frame.number * FRAME, frame.number * FRAME + frame.count)
+        if not one_run:
+            where[at] = _frame_indices(frame, size)
+        out[at] = values.decode(frame.values, frame.count, f"frame {frame.number}")
+    if one_run:
+        first = frames[0].first if frames else 0
+        return Entries(size, slice(first, first + count), out)
+    _check_order(where)
+    return Entries(size, where, out)
 
 
 def _read_frames(payload: memoryview, size: int, count: int) -> list[_Frame]:
@@ -144,56 +114,38 @@ def _read_frames(payload: memoryview, size: int, count: int) -> list[_Frame]:
     frames: list[_Frame] = []
     at = HEADER.size
     for number in range(math.ceil(count / FRAME)):
-        frame, at = _read_frame(payload, at, number, min(FRAME, count - number * FRAME))
-        if frames and frame.first < frames[-1].first + frames[-1].count:
-            raise PayloadError(f"frame {number} begins at index {frame.first}, inside the frame before it")
+        fields, sections, at = open_frame(payload, at, FRAME_HEADER, LENGTHS, number)
+        frame = _read_frame(number, fields, sections, min(FRAME, count - number * FRAME))
         if frame.first + frame.count > size:
-            raise PayloadError(f"frame {number} reaches past the last of {size:,} entries")
+            raise PayloadError(f"frame {number} begins at index {frame.first:,}; the vector has {size:,} entries")
+        if frames and frame.first < frames[-1].first + frames[-1].count:
+            raise PayloadError(f"frame {number} begins at index {frame.first:,}, inside the frame before it")
         frames.append(frame)
-    if at != len(payload):
-        raise PayloadError(f"{len(payload) - at} bytes are left over after the last frame")
+    check_end(payload, at)
     return frames
 
 
-def _read_frame(payload: memoryview, at: int, number: int, expected: int) -> tuple[_Frame, int]:
-    """One frame and where it ends."""
-    left = len(payload) - at - FRAME_HEADER.size
-    if left < 0:
-        raise PayloadError(f"the payload ends inside the header of frame {number}")
-    codec, first, count, a, b, p, q, base, step, checksum = FRAME_HEADER.unpack_from(payload, at)
-    if a + b + p + q > left:
-        raise PayloadError(f"frame {number} claims {a + b + p + q:,} bytes of sections; {left:,} are left")
-    body = at + FRAME_HEADER.size
-    end = body + a + b + p + q
-    if zlib.crc32(payload[body:end], zlib.crc32(payload[at : body - 4])) != checksum:
-        raise PayloadError(f"frame {number} does not match its checksum; it was damaged on the way")
+def _read_frame(number: int, fields: list[int], sections: list[memoryview], expected: int) -> _Frame:
+    codec, first, count, *_, base, step = fields
+    gaps, gap_bits, p, q = sections
     if codec > values.SIGN:
         raise PayloadError(f"frame {number} has the unknown value codec {codec}; known are 0 to {values.SIGN}")
     if count != expected:
         raise PayloadError(f"frame {number} has {count:,} entries, expected {expected:,}")
     if not (0 <= base < math.inf and 0 <= step < math.inf):
         raise PayloadError(f"frame {number} has base {base} and step {step}; both must be finite and not negative")
-    if b and not a:
-        raise PayloadError(f"frame {number} has raw bits of gaps without gaps")
-    cuts = [body, body + a, body + a + b, body + a + b + p, end]
-    sections = [payload[i:j] for i, j in pairwise(cuts)]
-    coded = values.Coded(codec, base, step, sections[2], sections[3])
-    return _Frame(number, first, count, sections[0], sections[1], coded), end
+    if len(gap_bits) and not len(gaps):
+        raise PayloadError(f"frame {number} has raw bits of gaps but no gaps")
+    return _Frame(number, first, count, gaps, gap_bits, values.Coded(codec, base, step, p, q))
 
 
-def _one_run(frames: list[_Frame]) -> bool:
-    """Whether the frames are contiguous and follow each other without a gap."""
-    ends = [f.first + f.count for f in frames]
-    return all(f.contiguous for f in frames) and all(f.first == end for f, end in zip(frames[1:], ends, strict=False))
-
-
-def _frame_indices(frame: _Frame, size: int) -> NDArray[np.uint32]:
+def _frame_indices(frame: _Frame, size: int) -> U32:
     """The frame's indices, ascending and below `size`."""
     if frame.contiguous:
         return np.arange(frame.first, frame.first + frame.count, dtype=np.uint32)
     gaps = unpack(frame.gaps, frame.gap_bits, frame.count, f"the gaps of frame {frame.number}")
     if gaps[0]:
-        raise PayloadError(f"frame {frame.number} begins with a gap of {gaps[0]} instead of 0")
+        raise PayloadError(f"frame {frame.number} begins with a gap of {gaps[0]:,} instead of 0")
     last = frame.first + int(gaps.sum(dtype=np.uint64)) + frame.count - 1
     if last >= size:
         raise PayloadError(f"frame {frame.number} reaches index {last:,}; the vector has {size:,} entries")
@@ -207,5 +159,6 @@ def _check_order(where: U32) -> None:
     starts = np.arange(FRAME, len(where), FRAME)
     bad = np.flatnonzero(where[starts] <= where[starts - 1])
     if len(bad):
-        number, index = int(bad[0]) + 1, int(where[starts[bad[0]]])
-        raise PayloadError(f"frame {number} begins at index {index}, inside the frame before it")
+        number = int(bad[0]) + 1
+        index = int(where[number * FRAME])
+        raise PayloadError(f"frame {number} begins at index {index:,}, inside the frame before it")
