@@ -51,9 +51,9 @@ class Options:
 STRATEGIES: dict[str, str] = {
     "covey": """
 [upload]
-preset = "sign"
+codec = "sign"
 [download]
-preset = "levels"
+codec = "levels"
 error = 0.3
 """,
     "flasc": """
@@ -72,9 +72,9 @@ density_down = 0.25
 """,
     "dense": """
 [upload]
-preset = "dense"
+codec = "dense"
 [download]
-preset = "dense"
+codec = "dense"
 """,
 }
 
