@@ -11,12 +11,10 @@ from covey_shared.bundle import Bundle
 
 def export_with_progress(recipe: Recipe, out: Path, *, force: bool) -> Bundle:
     """Run the export; the bar is on stderr, and only on a terminal."""
-    from covey_export.bundle import check_place
+    with quiet():  # the imports too: peft's are the loudest
+        from covey_export.bundle import check_place, export, stages
 
-    check_place(out, force)
-    with quiet():
-        from covey_export.bundle import export, stages
-
+        check_place(out, force)
         with tqdm(total=stages(recipe), disable=None, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} {elapsed}") as bar:
             begun = 0
 
