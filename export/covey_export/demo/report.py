@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAVY
 from rich.table import Table
 
 
@@ -79,9 +80,10 @@ def human(count: float) -> str:
 def table(run: Run, *, bits: bool) -> Table:
     """The table per device; `bits` converts nats to bits per byte, for a byte-level model."""
     scale, unit = (1 / math.log(2), "bits/byte") if bits else (1.0, "nats/token")
-    out = Table(title=f"{run.label}: held-out text of each device, {unit}", title_justify="left")
-    for name in ("device", "runtime", "before", "after", "change", "up", "down", "dense up+down"):
-        out.add_column(name, justify="left" if name in ("device", "runtime") else "right")
+    title = f"{run.label}: held-out loss in {unit}; bytes up, down, and both for dense float32"
+    out = Table(title=title, title_justify="left", box=SIMPLE_HEAVY, padding=(0, 1))
+    for name in ("device", "runtime", "before", "after", "change", "up", "down", "dense"):
+        out.add_column(name, justify="left" if name in ("device", "runtime") else "right", no_wrap=True)
     for d in run.devices:
         change = d.loss_after / d.loss_before - 1
         dense = (d.updates + d.downloads) * run.entries * 4

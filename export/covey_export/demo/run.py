@@ -248,10 +248,12 @@ def history_of(clients: list[Process]) -> tuple[tuple[int, float, int], ...]:
 
 def check_adapter(options: Options, bundle: Bundle, run: report.Run, console: Console) -> dict[str, Any]:
     """Each device's held-out windows through PEFT; the losses must be those that the devices reported."""
-    from covey_export.demo import check
+    from covey_export.quiet import quiet
 
-    adapter = Path(run.adapter_path)
-    base, tuned = check.load_models(options.model, adapter)
+    with quiet():
+        from covey_export.demo import check
+
+        base, tuned = check.load_models(options.model, Path(run.adapter_path))
     worst, losses = 0.0, {}
     for device in run.devices:
         with np.load(options.out / f"run-{run.label}" / f"{device.name}.npz", allow_pickle=False) as windows:
@@ -263,7 +265,8 @@ def check_adapter(options: Options, bundle: Bundle, run: report.Run, console: Co
     console.print(
         f"  loss on every device's held-out text is {verdict} as on the devices: largest difference {worst:.1e}"
     )
-    text = check.sample(base, tuned, options.model, options.prompt)
+    with quiet():
+        text = check.sample(base, tuned, options.model, options.prompt)
     return {
         "peft_loss": losses, "peft_largest_difference": worst, "peft_agrees": ok,
         "prompt": text.prompt, "text_before": text.before, "text_after": text.after,
