@@ -4,6 +4,7 @@ A seal is the CRC-32 of a header and, in a frame, of the sections behind it. It 
 All numbers are little-endian.
 """
 
+import math
 import struct
 import zlib
 from itertools import accumulate, pairwise
@@ -61,6 +62,12 @@ def open_frame(
     if zlib.crc32(payload[body:end], zlib.crc32(payload[at : body - 4])) != checksum:
         raise PayloadError(f"frame {number} does not match its checksum; it was damaged on the way")
     return fields, [payload[i:j] for i, j in pairwise(accumulate(sizes, initial=body))], end
+
+
+def check_scale(what: str, number: float) -> None:
+    """Refuses a base or step that is negative, minus zero included, or not finite."""
+    if not math.isfinite(number) or math.copysign(1, number) < 0:
+        raise PayloadError(f"{what} is {number}; it must be finite and not negative")
 
 
 def check_end(payload: Data, at: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from covey_shared.codec.framing import FRAME, VERSION, Data, check_end, open_frame, open_header, seal
+from covey_shared.codec.framing import FRAME, VERSION, Data, check_end, check_scale, open_frame, open_header, seal
 from covey_shared.codec.tokens import U32, deflate, inflate, pack, unpack
 from covey_shared.entries import Entries
 from covey_shared.errors import CodecError, PayloadError
@@ -191,8 +191,7 @@ def decode(payload: Data, size: int, layout_id: int, max_entries: int | None = N
     count, first, step = open_header(payload, MAGIC, HEADER, size, layout_id, limit)
     if first + count > size:
         raise PayloadError(f"the payload holds {count:,} coordinates from {first:,} on; the vector has {size:,}")
-    if not 0 <= step < math.inf:
-        raise PayloadError(f"the payload has step {step}; it must be finite and not negative")
+    check_scale("the step of the payload", step)
     view, at = memoryview(payload), HEADER.size
     pieces = []
     for number in range(math.ceil(count / FRAME)):
@@ -240,5 +239,6 @@ def _values(signed: U32, base: float, step: float, where: str) -> Vector:
         absolute = m * np.float32(step) + np.float32(base)
     if not np.isfinite(absolute).all():
         raise PayloadError(f"{where} holds a level that is not finite; only finite numbers are accepted")
-    absolute[signed == 0] = 0
-    return np.where(signed & np.uint32(1), absolute, -absolute)
+    values: Vector = np.where(signed & np.uint32(1), absolute, -absolute)
+    values[signed == 0] = 0
+    return values

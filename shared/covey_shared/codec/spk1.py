@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from covey_shared.codec import values
-from covey_shared.codec.framing import FRAME, VERSION, Data, check_end, open_frame, open_header, seal
+from covey_shared.codec.framing import FRAME, VERSION, Data, check_end, check_scale, open_frame, open_header, seal
 from covey_shared.codec.tokens import U32, pack, unpack
 from covey_shared.entries import Entries
 from covey_shared.errors import PayloadError
@@ -132,8 +132,8 @@ def _read_frame(number: int, fields: list[int], sections: list[memoryview], expe
         raise PayloadError(f"frame {number} has the unknown value codec {codec}; known are 0 to {values.SIGN}")
     if count != expected:
         raise PayloadError(f"frame {number} has {count:,} entries, expected {expected:,}")
-    if not (0 <= base < math.inf and 0 <= step < math.inf):
-        raise PayloadError(f"frame {number} has base {base} and step {step}; both must be finite and not negative")
+    check_scale(f"the base of frame {number}", base)
+    check_scale(f"the step of frame {number}", step)
     if len(gap_bits) and not len(gaps):
         raise PayloadError(f"frame {number} has raw bits of gaps but no gaps")
     return _Frame(number, first, count, gaps, gap_bits, values.Coded(codec, base, step, p, q))

@@ -140,7 +140,7 @@ def _pack(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
 
 
 def _levels(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
-    """`levels{error}`: LVL1, a few bits for every coordinate; `error` is the relative L2 error of the vector or segment.
+    """`levels{error}`: LVL1, a few bits for every coordinate; `error` is its relative L2 error.
 
     For a Gaussian vector 0.5 takes 1.3 bits a coordinate, 0.3 takes 2.1, 0.1 takes 3.6.
     """
