@@ -49,7 +49,8 @@ steps = 6
 def covey(*args: str, **kwargs: Any) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "covey_shared.cli", *args],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, **kwargs,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, **kwargs,
     )  # fmt: skip
 
 
@@ -98,7 +99,8 @@ class Run:
         url = self.folder / "url"
         url.unlink(missing_ok=True)
         server = covey(
-            "serve", str(self.task), "--port", self.port, "--url-file", str(url), "--data-dir", str(self.folder / "data"),
+            "serve", str(self.task), "--port", self.port, "--url-file", str(url),
+            "--data-dir", str(self.folder / "data"),
             "--publish-dir", str(self.folder / "adapter"), "--exit-when-done",
         )  # fmt: skip
         self.processes.append(server)
@@ -114,7 +116,8 @@ class Run:
     def join(self, name: str, runtime: str = "onnx") -> "subprocess.Popen[str]":
         client = covey(
             "join", self.url, "--data", str(self.texts / name), "--name", name, "--runtime", runtime,
-            "--state", str(self.folder / name), "--cache", str(self.folder / "cache"), "--threads", "1", "--checkpoint", "0",
+            "--state", str(self.folder / name), "--cache", str(self.folder / "cache"), "--threads", "1",
+            "--checkpoint", "0",
             "--events", str(self.folder / f"{name}.events"), "--eval-batches", "4",
         )  # fmt: skip
         self.processes.append(client)
@@ -132,7 +135,8 @@ class Run:
             time.sleep(0.01)
 
     def adapter(self) -> dict[str, np.ndarray]:
-        return load_file(self.folder / "adapter" / "latest" / "adapter_model.safetensors")
+        tensors: dict[str, np.ndarray] = load_file(self.folder / "adapter" / "latest" / "adapter_model.safetensors")
+        return tensors
 
 
 @pytest.fixture

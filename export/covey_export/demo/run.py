@@ -54,7 +54,7 @@ STRATEGIES: dict[str, str] = {
 codec = "sign"
 [download]
 codec = "levels"
-error = 0.3
+error = 0.5
 """,
     "flasc": """
 [strategy]
