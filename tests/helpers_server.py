@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -222,8 +222,8 @@ class Served:
 def served(task: Path, data: Path | None = None, publish: Path | None = None) -> Iterator[Served]:
     """Serve a task file in a thread on a free loopback port; closed as `covey serve` closes."""
     run = open_run(task_file.read(task), data or task.parent / "run", time.time())
-    loop, ready, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
-    found: list[Served] = []
+    ready = threading.Event()
+    found: list[tuple[Served, asyncio.AbstractEventLoop, asyncio.Event]] = []
     failures: list[BaseException] = []
 
     async def main() -> None:
@@ -234,7 +234,9 @@ def served(task: Path, data: Path | None = None, publish: Path | None = None) ->
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         port = runner.addresses[0][1]
-        found.append(Served(f"http://127.0.0.1:{port}", run.bundle.start(7), aggregator, lines))
+        stop = asyncio.Event()
+        answering = Served(f"http://127.0.0.1:{port}", run.bundle.start(7), aggregator, lines)
+        found.append((answering, asyncio.get_running_loop(), stop))
         watching = asyncio.create_task(aggregator.watch())
         ready.set()
         await stop.wait()
@@ -244,12 +246,11 @@ def served(task: Path, data: Path | None = None, publish: Path | None = None) ->
 
     def body() -> None:
         try:
-            loop.run_until_complete(main())
+            asyncio.run(main())
         except BaseException as error:
             failures.append(error)
         finally:
             ready.set()
-            loop.close()
 
     thread = threading.Thread(target=body)
     thread.start()
@@ -257,10 +258,11 @@ def served(task: Path, data: Path | None = None, publish: Path | None = None) ->
     try:
         if failures:
             raise failures[0]
-        yield found[0]
+        yield found[0][0]
     finally:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(stop.set)
+        for _, loop, stop in found:
+            with suppress(RuntimeError):  # the loop may have ended by itself
+                loop.call_soon_threadsafe(stop.set)
         thread.join()
         run.close()
     if failures:
@@ -288,10 +290,19 @@ class ServerProcess:
             time.sleep(0.01)
         return self.url_file.read_text().strip()
 
+    def __enter__(self) -> "ServerProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
     def kill(self) -> None:
-        """SIGKILL, as a power cut would."""
+        """SIGKILL, as a power cut would; nothing if it has ended already."""
         self.child.kill()
-        self.child.communicate()
+        self.child.wait()
+        for pipe in (self.child.stdout, self.child.stderr):
+            if pipe is not None:
+                pipe.close()
 
     def stop(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
         """A signal; returns exit code, output and errors."""
@@ -299,10 +310,6 @@ class ServerProcess:
         return self.result()
 
     def result(self, seconds: float = 30.0) -> tuple[int, str, str]:
-        """What the process left when it ended by itself."""
-        try:
-            out, err = self.child.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            self.child.kill()
-            raise
+        """Exit code, output and errors of a process that ends by itself."""
+        out, err = self.child.communicate(timeout=seconds)
         return self.child.returncode, out, err

@@ -22,6 +22,7 @@ from covey_server.refusals import Refused
 from covey_server.run import Run, rules_of, store_version
 from covey_server.traffic import Traffic
 from covey_server.validation import check_layout, max_upload_bytes, read_entries, read_update
+from covey_shared.errors import CodecError, UsageError
 from covey_shared.layout import Vector
 from covey_shared.messages import PROTOCOL, Assignment, CheckIn, Evaluation, Receipt, Step, Task, Update
 
@@ -281,7 +282,13 @@ class Aggregator:
         messages = (Update.from_bytes(run.blobs.get(row.sha256)) for row in rows)
         updates = ((run.upload.decode(update.parts), update.examples) for update in messages)
         change = recipe.fold(run.recipe.strategy, run.layout.size, updates)
-        server, step = recipe.advance(run.recipe, self.server, change)
+        try:
+            server, step = recipe.advance(run.recipe, self.server, change)
+        except CodecError as error:
+            raise UsageError(
+                f"round {self.server.version + 1} cannot be published, {error}; start a new run with a lower "
+                "[server] learning_rate"
+            ) from None
         return server, store_version(run.blobs, run.recipe, server, step, len(rows), time.time())
 
     def _report(self, rows: list[store.UpdateRow], row: store.VersionRow, seconds: float) -> None:

@@ -1,12 +1,35 @@
 """The aiohttp application: routes, the refusal of everything that fails, and the counting of what was sent."""
 
+import asyncio
+import time
 from typing import Any
 
 from aiohttp import web
 
 from covey_server.aggregator import Aggregator
 from covey_server.handlers import AGGREGATOR, RECEIVED, ROUTES, Handler, device_of
-from covey_server.refusals import refusal, respond
+from covey_server.refusals import Refused, refusal, respond
+
+
+class Gate:
+    """How many requests are being answered, and whether new ones are let in."""
+
+    def __init__(self) -> None:
+        self.active = 0
+        self.stopping = False
+
+    async def drain(self, timeout_s: float) -> None:
+        """Let nobody in any more and wait for those inside.
+
+        aiohttp's own shutdown ignores what still arrives of a body, so an upload in flight would be lost to it.
+        """
+        self.stopping = True
+        deadline = time.monotonic() + timeout_s
+        while self.active and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+
+
+GATE = web.AppKey("gate", Gate)
 
 # aiohttp's own defaults keep an idle connection for an hour, inflate compressed bodies and linger on refused ones.
 RUNNER: dict[str, Any] = {"keepalive_timeout": 30.0, "lingering_time": 2.0, "auto_decompress": False}
@@ -17,6 +40,7 @@ def make_app(aggregator: Aggregator) -> web.Application:
     """The application for a served run."""
     app = web.Application(middlewares=[answer_errors])
     app[AGGREGATOR] = aggregator
+    app[GATE] = Gate()
     for route in ROUTES:
         app.router.add_route(route.method, route.path, route.handler)
     app.on_response_prepare.append(count_traffic)
@@ -27,10 +51,16 @@ def make_app(aggregator: Aggregator) -> web.Application:
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every failure becomes a Refusal with its status."""
     request.app[AGGREGATOR].touched()
+    gate = request.app[GATE]
+    if gate.stopping:
+        return respond(Refused("stopping", "the server is being stopped; try again in a moment"))
+    gate.active += 1
     try:
         return await handler(request)
     except Exception as error:
         return respond(refusal(error))
+    finally:
+        gate.active -= 1
 
 
 async def count_traffic(request: web.Request, response: web.StreamResponse) -> None:

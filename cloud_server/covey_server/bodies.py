@@ -18,14 +18,14 @@ SLOWEST_BYTES_S = 1024  # slower than a 2G link
 SMALL = 64 * 1024  # bound for messages without a payload
 
 
-async def read_body(request: web.Request, limit: int, idle_s: float = IDLE_S) -> bytes:
+async def read_body(request: web.Request, limit: int) -> bytes:
     """The whole body, at most `limit` bytes, or Refused."""
     _check_headers(request, limit)
     pieces: list[bytes] = []
     size = 0
     loop = asyncio.get_running_loop()
     started = loop.time()
-    while piece := await _next_piece(request, idle_s):
+    while piece := await _next_piece(request):
         size += len(piece)
         if size > limit:
             raise Refused("too_large", f"the body exceeds {limit:,} bytes, the most that is accepted here")
@@ -49,12 +49,12 @@ def _check_headers(request: web.Request, limit: int) -> None:
         )
 
 
-async def _next_piece(request: web.Request, idle_s: float) -> bytes:
+async def _next_piece(request: web.Request) -> bytes:
     """What has arrived, b"" at the end."""
     try:
-        async with asyncio.timeout(idle_s):
+        async with asyncio.timeout(IDLE_S):
             return await request.content.readany()
     except TimeoutError:
-        raise Refused("slow_body", f"nothing came for {idle_s:g} seconds; send the body again") from None
+        raise Refused("slow_body", f"nothing came for {IDLE_S:g} seconds; send the body again") from None
     except (PayloadEncodingError, web.RequestPayloadError):
         raise Refused("bad_message", "the body is not framed as its headers say; send it again") from None

@@ -42,6 +42,7 @@ CODES: dict[str, Kind] = {
     "media_type": Kind(415),
     "internal": Kind(500, 10.0),
     "busy": Kind(503, 2.0),
+    "stopping": Kind(503, 5.0),
     "disk_full": Kind(507, 30.0),
 }
 

@@ -186,7 +186,8 @@ def _check_identity(db: Database, task: TaskFile, bundle: Bundle, folder: Path) 
     key = task_file.changed_key(meta["task"], task, db.run(store.head_version))
     if key is not None:
         raise TaskFileError(f"{key} differs from the run in {folder}; change it back, or {fresh}")
-    db.run(store.set_meta, {"task": task.to_json()})
+    if meta["task"] != task.to_json():
+        db.run(store.set_meta, {"task": task.to_json()})
 
 
 def default_folder(task: Path) -> Path:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -15,13 +16,13 @@ from aiohttp import web
 
 from covey_server import engine, task_file
 from covey_server.aggregator import Aggregator
-from covey_server.app import RUNNER, make_app
+from covey_server.app import GATE, RUNNER, make_app
 from covey_server.blobs import write_durably
 from covey_server.publish import BUNDLED_CONFIG
 from covey_server.run import Run, default_folder, open_run
 from covey_shared.errors import UsageError
 
-STOP_S = 20.0  # how long requests in flight may take to finish after a signal
+STOP_S = 10.0  # how long requests in flight may take to finish after a signal
 POLL_S = 0.2
 QUIET_S = 5.0  # without a request, after which devices that never evaluate count as finished
 
@@ -54,16 +55,19 @@ def serve(options: Options) -> int:
 
 
 async def _serve(run: Run, folder: Path, options: Options) -> int:
+    stop = _stop_at_signals()
     listener = _listen(options.host, options.port)
     with contextlib.closing(listener):
         aggregator = Aggregator(run, _publish_folder(run, folder, options), say)
-        runner = web.AppRunner(make_app(aggregator), access_log=None, shutdown_timeout=STOP_S, **RUNNER)
+        app = make_app(aggregator)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_S, **RUNNER)
         await runner.setup()
         try:
             await web.SockSite(runner, listener).start()
             _announce(run, folder, options, listener.getsockname()[1], aggregator)
-            await _until_stopped(aggregator, options)
+            await _until_stopped(stop, aggregator, options)
         finally:
+            await app[GATE].drain(STOP_S)
             await runner.cleanup()
             await aggregator.finish(STOP_S)
     return 0
@@ -75,7 +79,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         raise UsageError(f"cannot listen on {host} port {port} ({reason}); choose another --port or --host") from None
 
 
@@ -111,18 +115,27 @@ def _reachable(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-async def _until_stopped(aggregator: Aggregator, options: Options) -> None:
-    """Returns at a signal, or when the task is done and may end; raises what broke the run."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+def _stop_at_signals() -> asyncio.Event:
+    """Set by SIGINT and SIGTERM; a second one ends the process at once."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def caught() -> None:
+        stop.set()
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+    for number in signals:
+        loop.add_signal_handler(number, caught)
+    return stop
+
+
+async def _until_stopped(stop: asyncio.Event, aggregator: Aggregator, options: Options) -> None:
+    """Returns when told to, or when the task is done and may end; raises what broke the run."""
     waiting: list[asyncio.Future[Any]] = [asyncio.create_task(stop.wait()), asyncio.create_task(aggregator.watch())]
     if options.exit_when_done:
         waiting.append(asyncio.create_task(_until_done(aggregator, options.grace)))
     done, _ = await asyncio.wait([*waiting, aggregator.failure], return_when=asyncio.FIRST_COMPLETED)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.remove_signal_handler(number)  # a second signal ends the process at once
     for task in waiting:
         task.cancel()
     for finished in done:
