@@ -1,4 +1,4 @@
-"""The documentation is tested: links resolve, every option and make target that it should have is there, versions agree."""
+"""The documentation is tested: links resolve, options and make targets are explained, versions agree."""
 
 import argparse
 import json
