@@ -73,7 +73,7 @@ def _encode_levels(v: Vector, absolute: Vector, error: float, rms: float) -> Cod
             break  # underflow, or so close to overflow that base + step * m could be infinite
         level = np.minimum((absolute - low) / step, MAX_LEVEL).astype(np.uint32)
         rest = absolute - level.astype(np.float32) * step
-        base = float(rest.mean(dtype=np.float64))  # least squares, given the levels
+        base = max(0.0, float(rest.mean(dtype=np.float64)))  # least squares, given the levels; rounding may go below 0
         got = math.sqrt(max(float(np.square(rest - np.float32(base), dtype=np.float64).mean()), 0.0))
         if got <= error * rms:
             p, q = pack(level << np.uint32(1) | (v < 0))
