@@ -289,8 +289,7 @@ class Listening:
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)
         await site.start()
-        port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-        return f"http://127.0.0.1:{port}"
+        return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
 
     async def __aexit__(self, *error: object) -> None:
         await self._runner.cleanup()

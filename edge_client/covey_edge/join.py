@@ -108,7 +108,7 @@ def record_for(task: Task, record: Client, events: Events) -> Client:
     if record.task == task_name(task):
         return record
     if record.task:
-        events.notice(f"the server runs the task {task.name} now, not {record.task.split('/')[0]}: starting afresh")
+        events.notice(f"the server's task is another one than before (now {task.name}): starting afresh")
     return new_client(record.client, task_name(task))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from covey_edge.data import Batch
+from covey_edge.quiet import quiet
 from covey_shared.bundle import Bundle
 from covey_shared.errors import BundleError, UsageError
 from covey_shared.layout import Vector
@@ -75,7 +76,14 @@ def require_runtime(runtime: str) -> None:
 
 def missing_modules(runtime: str) -> list[str]:
     """The modules of a runtime that are not there, without importing any."""
-    return [m for m in MODULES[runtime] if find_spec(m) is None]
+    return [m for m in MODULES[runtime] if not _is_there(m)]
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):  # half installed
+        return False
 
 
 def open_trainer(bundle: Bundle, runtime: str, threads: int = 0, provider: str = "") -> Trainer:
@@ -83,6 +91,7 @@ def open_trainer(bundle: Bundle, runtime: str, threads: int = 0, provider: str =
 
     `threads`: of the CPU, 0 = the runtime's own choice. `provider`: the device, `cuda` say; empty = CPU.
     """
-    module = import_module(f"covey_edge.trainers.{runtime}")
-    trainer: Trainer = module.open_trainer(bundle, threads, provider)
+    with quiet():
+        module = import_module(f"covey_edge.trainers.{runtime}")
+        trainer: Trainer = module.open_trainer(bundle, threads, provider)
     return trainer

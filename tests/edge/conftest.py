@@ -1,0 +1,113 @@
+"""Bundles for the tests that need a real graph: a tiny random Llama and a tiny random BERT, exported once.
+
+Lowering takes its time, so the bundles are kept in pytest's cache under a digest of what makes them.
+"""
+
+import hashlib
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from covey_shared.bundle import Bundle
+
+ROOT = Path(__file__).parent.parent.parent
+NEEDED = ("torch", "transformers", "peft", "onnx", "onnxruntime")
+
+MAKE = """
+import sys
+from pathlib import Path
+import torch
+from covey_export import bundle
+from covey_export.quiet import quiet
+from covey_export.recipe import Recipe
+from covey_shared.manifest import Parity
+
+out, targets = Path(sys.argv[1]), tuple(sys.argv[2].split(","))
+# That a bundle is right and fast is for tests/export to prove; here proofs and XNNPACK would only cost a minute.
+bundle.prove = lambda *_: Parity(loss_error=0.0, gradient_error=0.0, tolerance=1e-5, peak_bytes=0, step_seconds=0.0)
+if "executorch" in targets:
+    from executorch.backends.xnnpack.partition import xnnpack_partitioner
+    from executorch.exir.backend.partitioner import Partitioner, PartitionResult
+
+    class Portable(Partitioner):
+        def __init__(self, **options):
+            super().__init__()
+
+        def partition(self, program):
+            return PartitionResult(tagged_exported_program=program, partition_tags={})
+
+    xnnpack_partitioner.XnnpackPartitioner = Portable
+with quiet():
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertForSequenceClassification, ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import PreTrainedTokenizerFast
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    llama = LlamaConfig(vocab_size=259, num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0,
+                        eos_token_id=1, bos_token_id=None, **shape)
+    LlamaForCausalLM(llama).save_pretrained(out / "llama")
+    ByT5Tokenizer(extra_ids=0).save_pretrained(out / "llama")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "a", "very"]
+    library = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    library.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    bert = BertConfig(vocab_size=len(words), max_position_embeddings=32, num_labels=2, pad_token_id=0, **shape)
+    BertForSequenceClassification(bert).save_pretrained(out / "bert")
+    PreTrainedTokenizerFast(tokenizer_object=library, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+                            sep_token="[SEP]").save_pretrained(out / "bert")
+    bundle.export(Recipe(model=str(out / "llama"), rank=2, batch_size=4, seq_len=32, targets=targets),
+                  out / "lm")
+    bundle.export(Recipe(model=str(out / "bert"), task="sequence-classification", rank=2, batch_size=4, seq_len=8,
+                         targets=("onnx",)), out / "classifier")
+"""
+
+
+@pytest.fixture(scope="session")
+def bundles(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the bundles `lm` (all runtimes that are installed) and `classifier` (ONNX)."""
+    absent = [m for m in NEEDED if importlib.util.find_spec(m) is None]
+    if absent:
+        pytest.skip(f"needs {', '.join(absent)} to export a bundle")
+    targets = "onnx,torch" + (",executorch" if importlib.util.find_spec("executorch") else "")
+    cache = getattr(pytestconfig, "cache", None)
+    place = Path(cache.mkdir("covey-edge-bundles")) if cache else tmp_path_factory.mktemp("bundles")
+    done = place / made_from(targets)
+    if not done.is_dir():
+        half = Path(f"{done}.half")
+        for old in place.iterdir():  # of an earlier exporter, or of a run that was stopped
+            shutil.rmtree(old)
+        half.mkdir()
+        made = subprocess.run(
+            [sys.executable, "-c", MAKE, str(half), targets], capture_output=True, text=True, check=False
+        )
+        assert made.returncode == 0, made.stderr[-3000:]
+        half.rename(done)
+    return done
+
+
+def made_from(targets: str) -> str:
+    """A digest of the exporter's code, this script and the libraries' versions."""
+    from importlib.metadata import version
+
+    digest = hashlib.sha256((MAKE + targets + "".join(version(m) for m in NEEDED)).encode())
+    for path in sorted([*(ROOT / "export" / "covey_export").rglob("*.py"), *(ROOT / "shared").rglob("*.py")]):
+        if "demo" not in path.parts:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@pytest.fixture(scope="session")
+def lm(bundles: Path) -> Bundle:
+    """A causal LM over bytes: batch 4, 32 tokens."""
+    return Bundle.open(bundles / "lm")
+
+
+@pytest.fixture(scope="session")
+def classifier(bundles: Path) -> Bundle:
+    """A classifier of two classes over words: batch 4, 8 tokens."""
+    return Bundle.open(bundles / "classifier")
