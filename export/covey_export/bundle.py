@@ -4,12 +4,9 @@ Everything is written to a hidden folder beside the bundle's place, which gets t
 there is a whole bundle or none.
 """
 
-import contextlib
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from covey_export.base import Base, load_base
 from covey_export.graph import ROLES, Graph, trace
 from covey_export.parity import prove, reference
 from covey_export.passes import clean
+from covey_export.place import check_place, put, staged
 from covey_export.recipe import Recipe
 from covey_export.targets import load_target
 from covey_export.tasks import TASKS, example_batch
@@ -45,23 +43,11 @@ def export(recipe: Recipe, out: Path, *, force: bool = False, step: Step = lambd
     compute what PyTorch does; nothing is left behind then.
     """
     check_place(out, force)
-    with _staged(out) as folder:
+    with staged(out) as folder:
         manifest = _fill(recipe, folder, step)
         (folder / MANIFEST).write_bytes(manifest.to_bytes())
-        _settle(folder)
-        _put(folder, out)
+        put(folder, out)
     return Bundle.open(out)
-
-
-def check_place(out: Path, force: bool) -> None:
-    """Refuse a place that is taken, and with --force one that holds something other than a bundle."""
-    if not out.exists() and not out.is_symlink():
-        return
-    replaceable = out.is_dir() and not out.is_symlink() and ((out / MANIFEST).is_file() or not any(out.iterdir()))
-    if not replaceable:
-        raise UsageError(f"{out} exists and is not a bundle; choose another --out")
-    if not force:
-        raise UsageError(f"{out} exists; choose another --out, or replace it with --force")
 
 
 def _fill(recipe: Recipe, folder: Path, step: Step) -> Manifest:
@@ -154,41 +140,3 @@ def _files(folder: Path) -> dict[str, File]:
         targets = (owner,) if owner in ("onnx", "executorch", "torch") else ()
         out[name] = File(sha256=file_digest(path), bytes=path.stat().st_size, targets=targets)
     return out
-
-
-@contextlib.contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` that is gone afterwards, whatever happened."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _settle(folder: Path) -> None:
-    """Ordinary permissions, and every byte on the disk before the folder gets its name."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in (folder, *folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _put(folder: Path, out: Path) -> None:
-    """Give the folder its name; an old bundle steps aside first, and goes when the new one stands."""
-    aside = folder.with_name(f"{folder.name}.old")
-    if out.exists():
-        out.rename(aside)
-    try:
-        folder.rename(out)
-    except BaseException:
-        if aside.exists():
-            aside.rename(out)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)

@@ -8,10 +8,12 @@ No weight is mutable, so an inference runtime can run it. The model is called fu
 (many overlapping slices make the backward pass crawl) and the pieces stand in for the LoRA parameters.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, fx, nn
 from torch._decomp import core_aten_decompositions
 from torch.export import ExportedProgram, export
@@ -20,6 +22,7 @@ from torch.export.graph_signature import InputKind
 
 from covey_export.adapter import Adapted
 from covey_export.tasks import Task, arguments, mean_loss, statistics
+from covey_shared.layout import Tensor as LayoutTensor
 
 ROLES = {
     "train": (("adapter", "input_ids", "labels"), ("loss", "grad")),
@@ -54,17 +57,32 @@ def trace(role: str, adapted: Adapted, task: Task, batch: dict[str, Tensor], pad
     module = _Functional(adapted, _heads(task)[role], task, pad_id)
     for parameter in adapted.model.parameters():
         parameter.requires_grad_(False)
-    if role == "train":
-        examples[0].requires_grad_()
-        program = _export_forward_backward(export(module, examples))
-    else:
-        program = export(module, examples).run_decompositions(core_aten_decompositions())
+    with _unscaled(adapted):
+        if role == "train":
+            examples[0].requires_grad_()
+            program = _export_forward_backward(export(module, examples))
+        else:
+            program = export(module, examples).run_decompositions(core_aten_decompositions())
     return _lift(role, program, tuple(x.detach() for x in examples))
 
 
 def closed(graph: Graph) -> nn.Module:
     """The graph as a module that holds its constants and takes the inputs alone."""
     return _Closed(graph)
+
+
+@contextlib.contextmanager
+def _unscaled(adapted: Adapted) -> Iterator[None]:
+    """Without LoRA's scale in the layers: `_Functional` puts it on lora_B, which is smaller than what it makes."""
+    layers = [m for m in adapted.model.modules() if isinstance(m, LoraLayer)]
+    before = [dict(layer.scaling) for layer in layers]
+    try:
+        for layer in layers:
+            layer.scaling = dict.fromkeys(layer.scaling, 1.0)
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling = scaling
 
 
 Head = Callable[..., tuple[Tensor, ...]]
@@ -91,12 +109,17 @@ class _Functional(nn.Module):
 
     def forward(self, adapter: Tensor, input_ids: Tensor, *labels: Tensor) -> tuple[Tensor, ...]:
         pieces = adapter.split([t.size for t in self._tensors])
-        named = {n: p.view(t.shape) for n, p, t in zip(self._names, pieces, self._tensors, strict=True)}
+        named = {n: _piece(p, t) for n, p, t in zip(self._names, pieces, self._tensors, strict=True)}
         kwargs: dict[str, Any] = {**arguments(self._task, input_ids, self._pad_id), "use_cache": False}
         if self._task.masked:
             del kwargs["use_cache"]
         logits = torch.func.functional_call(self.model, named, kwargs=kwargs).logits
         return self._head(logits, *labels)
+
+
+def _piece(piece: Tensor, tensor: LayoutTensor) -> Tensor:
+    shaped = piece.view(tensor.shape)
+    return shaped * tensor.scale if tensor.kind == "lora_B" else shaped
 
 
 class _Closed(nn.Module):

@@ -4,6 +4,7 @@ They work on core ATen graphs in which each node's `meta["val"]` holds its shape
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +22,8 @@ LAYOUT_OPS = (aten.permute.default, aten.reshape.default, aten.expand.default, a
 def clean(graph: Graph) -> Graph:
     """All passes in order."""
     passes: tuple[Callable[[Graph], None], ...] = (
-        normalise, drop_noops, fold_constants, share_constants, drop_noops, squares, halves, permutes, share_nodes,
+        normalise, drop_noops, fold_constants, share_constants, drop_noops, powers, late_expand, halves, permutes,
+        share_nodes,
     )  # fmt: skip
     for rewrite in passes:
         rewrite(graph)
@@ -43,20 +45,20 @@ def share_constants(graph: Graph) -> None:
 
 def normalise(graph: Graph) -> None:
     """`view` to `reshape`, which takes any strides; what has no kernel everywhere to what has."""
-    for node in _calls(graph):
+    for node in calls(graph):
         if node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
         elif node.target is aten.empty_permuted.default:  # only its shape is ever read
-            _replace(node, aten.full.default, (list(node.args[0]), 0.0), {"dtype": _val(node).dtype})
+            replace(node, aten.full.default, (list(node.args[0]), 0.0), {"dtype": _val(node).dtype})
         elif node.target is aten.scalar_tensor.default:
-            _replace(node, aten.full.default, ([], node.args[0]), {"dtype": _val(node).dtype})
+            replace(node, aten.full.default, ([], node.args[0]), {"dtype": _val(node).dtype})
         elif node.target is aten.full_like.default:
-            _replace(node, aten.full.default, (list(_val(node).shape), node.args[1]), {"dtype": _val(node).dtype})
+            replace(node, aten.full.default, (list(_val(node).shape), node.args[1]), {"dtype": _val(node).dtype})
 
 
 def drop_noops(graph: Graph) -> None:
     """Nodes that return their input as it is."""
-    for node in _calls(graph):
+    for node in calls(graph):
         if str(node.target).startswith("aten._assert"):
             graph.module.graph.erase_node(node)
         elif _is_noop(node):
@@ -74,11 +76,8 @@ def _is_noop(node: fx.Node) -> bool:
         return _val(node).shape == before.shape and _val(node).dtype == before.dtype
     if node.target is aten.permute.default:
         return list(node.args[1]) == list(range(len(node.args[1])))
-    return node.target in (aten.mul.Scalar, aten.div.Scalar) and node.args[1] == 1 and _keeps_type(node)
-
-
-def _keeps_type(node: fx.Node) -> bool:
-    return _val(node).dtype == _val(node.args[0]).dtype
+    by_one = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Scalar, aten.pow.Tensor_Scalar)
+    return node.target in by_one and node.args[1] == 1 and _val(node).dtype == _val(node.args[0]).dtype
 
 
 def fold_constants(graph: Graph) -> None:
@@ -87,13 +86,13 @@ def fold_constants(graph: Graph) -> None:
     A result that merely repeats itself along its first dimensions is stored once, since its users broadcast.
     """
     values: dict[fx.Node, Any] = {n: graph.constants[n.name] for n in _constants(graph)}
-    for node in _calls(graph):
+    for node in calls(graph):
         sources = node.all_input_nodes
         if not all(s in values for s in sources) or _is_weight_layout(node, values):
             continue
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
         values[node] = node.target(*args, **kwargs)
-    for node in _calls(graph):
+    for node in calls(graph):
         value = values.get(node)
         used = any(user not in values for user in node.users)
         if isinstance(value, Tensor) and used and _bytes(value) <= FOLD_LIMIT and node.all_input_nodes:
@@ -109,16 +108,20 @@ def _is_weight_layout(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
 
 
 def _freeze(graph: Graph, node: fx.Node, value: Tensor) -> None:
-    value = _unrepeated(node, value).contiguous().clone()
-    name = f"folded_{len(graph.constants)}"
-    with graph.module.graph.inserting_before(next(iter(graph.module.graph.nodes))):
-        placeholder = graph.module.graph.placeholder(name)
-    placeholder.meta["val"] = _mode(node).from_tensor(value, static_shapes=True)
+    node.replace_all_uses_with(add_constant(graph, node, _unrepeated(node, value).contiguous().clone()))
+
+
+def add_constant(graph: Graph, like: fx.Node, value: Tensor) -> fx.Node:
+    """A new constant of the graph; `like` is any node of it."""
+    name = next(n for i in itertools.count() if (n := f"folded_{i}") not in graph.constants)
+    with like.graph.inserting_before(next(iter(like.graph.nodes))):
+        placeholder = like.graph.placeholder(name)
+    placeholder.meta["val"] = _mode(like).from_tensor(value, static_shapes=True)
     placeholder.target = placeholder.name = name
     constants = {name: value, **graph.constants}
     graph.constants.clear()
     graph.constants.update(constants)
-    node.replace_all_uses_with(placeholder)
+    return placeholder
 
 
 BROADCASTING = (aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor, aten.where.self)
@@ -139,11 +142,41 @@ def _unrepeated(node: fx.Node, value: Tensor) -> Tensor:
     return value
 
 
-def squares(graph: Graph) -> None:
-    """x ** 2 as x * x: a general power is slow everywhere."""
-    for node in _calls(graph):
-        if node.target is aten.pow.Tensor_Scalar and node.args[1] == 2:
-            _replace(node, aten.mul.Tensor, (node.args[0], node.args[0]))
+def powers(graph: Graph) -> None:
+    """Small integer powers as products: a general power is slow everywhere."""
+    for node in calls(graph):
+        if node.target is not aten.pow.Tensor_Scalar or node.args[1] not in (2, 3):
+            continue
+        x, power = node.args
+        if power == 3:
+            x = before(node, aten.mul.Tensor, (x, x))
+        replace(node, aten.mul.Tensor, (x, node.args[0]))
+
+
+SCALING = (aten.mul.Scalar, aten.div.Scalar)
+
+
+def late_expand(graph: Graph) -> None:
+    """Work on a small tensor before it is repeated, and repeat nothing that an operator repeats by itself.
+
+    The gradient of a mean is a column, repeated and then divided.
+    """
+    for node in calls(graph):
+        if node.target in SCALING and node.args[0].target is aten.expand.default:
+            small, shape = node.args[0].args[:2]
+            replace(node, aten.expand.default, (before(node, node.target, (small, *node.args[1:])), shape))
+    for node in calls(graph):
+        if node.target is aten.expand.default and all(_broadcasts(user, node) for user in node.users):
+            node.replace_all_uses_with(node.args[0])
+
+
+def _broadcasts(user: fx.Node, repeated: fx.Node) -> bool:
+    """Whether the result of `user` would have the same shape without the repetition."""
+    if user.target not in BROADCASTING or _val(user).ndim != _val(repeated).ndim:
+        return False
+    small, shape = _val(repeated.args[0]).shape, _val(user).shape
+    others = [_val(s).shape for s in user.all_input_nodes if s is not repeated]
+    return bool(others) and torch.broadcast_shapes(small, *others) == shape
 
 
 def halves(graph: Graph) -> None:
@@ -151,7 +184,7 @@ def halves(graph: Graph) -> None:
 
     The rotary embedding of each layer makes two of these, and a scatter is slow everywhere.
     """
-    for node in _calls(graph):
+    for node in calls(graph):
         if node.target is not aten.add.Tensor or node.kwargs:
             continue
         left, right = (_padded(x) for x in node.args[:2])
@@ -159,7 +192,7 @@ def halves(graph: Graph) -> None:
             continue
         (a, dim, a0, a1), (b, _, b0, b1) = sorted((left, right), key=lambda p: p[2])
         if a0 == 0 and a1 == b0 and b1 == _val(node).shape[dim]:
-            _replace(node, aten.cat.default, ([a, b], dim))
+            replace(node, aten.cat.default, ([a, b], dim))
 
 
 def _padded(x: Any) -> tuple[fx.Node, int, int, int] | None:
@@ -180,37 +213,45 @@ def _is_zeros(x: Any) -> bool:
 
 def permutes(graph: Graph) -> None:
     """Two permutations in a row as one, two reshapes as the last."""
-    for node in _calls(graph):
+    for node in calls(graph):
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node) or source.target is not node.target:
             continue
         if node.target is aten.permute.default:
             rank = len(source.args[1])
             order = [source.args[1][i % rank] % rank for i in node.args[1]]
-            _replace(node, aten.permute.default, (source.args[0], order))
+            replace(node, aten.permute.default, (source.args[0], order))
         elif node.target is aten.reshape.default:
-            _replace(node, aten.reshape.default, (source.args[0], node.args[1]))
+            replace(node, aten.reshape.default, (source.args[0], node.args[1]))
     drop_noops(graph)
 
 
 def share_nodes(graph: Graph) -> None:
     """Compute the same thing once."""
     seen: dict[Any, fx.Node] = {}
-    for node in _calls(graph):
+    for node in calls(graph):
         key = (node.target, repr(node.args), repr(sorted(node.kwargs.items())))
         first = seen.setdefault(key, node)
         if first is not node:
             node.replace_all_uses_with(first)
 
 
-def _replace(node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+def replace(node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> fx.Node:
+    """Put another call in a node's place; returns the new node."""
+    new = before(node, target, args, kwargs or {})
+    node.replace_all_uses_with(new)
+    node.graph.erase_node(node)
+    return new
+
+
+def before(node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> fx.Node:
+    """A new call right before a node."""
     with node.graph.inserting_before(node):
         new = node.graph.call_function(target, args, kwargs or {})
     with _mode(node):
         fake = fx.node.map_arg((args, kwargs or {}), _val)
         new.meta["val"] = target(*fake[0], **fake[1])
-    node.replace_all_uses_with(new)
-    node.graph.erase_node(node)
+    return new
 
 
 def _val(node: Any) -> Any:
@@ -222,7 +263,8 @@ def _mode(node: fx.Node) -> FakeTensorMode:
     return (val[0] if isinstance(val, tuple | list) else val).fake_mode
 
 
-def _calls(graph: Graph) -> Iterator[fx.Node]:
+def calls(graph: Graph) -> Iterator[fx.Node]:
+    """The operators, as they were when it was called, so that the graph may change on the way."""
     return iter([n for n in graph.module.graph.nodes if n.op == "call_function"])
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from covey_export.place import check_place
 from covey_export.quiet import quiet
 from covey_export.recipe import Recipe
 from covey_shared.bundle import Bundle
@@ -11,10 +12,10 @@ from covey_shared.bundle import Bundle
 
 def export_with_progress(recipe: Recipe, out: Path, *, force: bool) -> Bundle:
     """Run the export; the bar is on stderr, and only on a terminal."""
+    check_place(out, force)  # before the libraries load, which takes seconds
     with quiet():  # the imports too: peft's are the loudest
-        from covey_export.bundle import check_place, export, stages
+        from covey_export.bundle import export, stages
 
-        check_place(out, force)
         with tqdm(total=stages(recipe), disable=None, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} {elapsed}") as bar:
             begun = 0
 

@@ -1,8 +1,7 @@
-"""The `executorch` target: one `model.pte` with the methods train, eval and forward, lowered to XNNPACK where it helps.
+"""The `executorch` target: one `model.pte` with the methods train, eval and forward, lowered to XNNPACK.
 
-Before lowering, `mm` with a transposed frozen weight becomes `linear`, which takes the weight as it is stored: no
-transpose in the graph, and none of the file's doubling that folding it would cost. `addmm` becomes `mm + add`, since
-ExecuTorch's `mm` is fast and its `addmm` a plain loop.
+The methods share their weights, and each frozen weight is stored once: XNNPACK takes it as it is, forward through
+`linear` and backward through `mm`.
 """
 
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import torch
 
 from covey_export.graph import ROLES, Graph, closed
 from covey_export.targets import Array, Run
+from covey_export.targets.executorch_passes import suit_executorch
 
 MODEL = "executorch/model.pte"
 
@@ -31,11 +31,12 @@ def lower(graphs: Mapping[str, Graph]) -> Any:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    programs = {role: torch.export.export(closed(graph), graph.examples) for role, graph in graphs.items()}
+    suited = {role: suit_executorch(graph) for role, graph in graphs.items()}
+    programs = {role: torch.export.export(closed(graph), graph.examples) for role, graph in suited.items()}
     edge = to_edge_transform_and_lower(
         programs,
         partitioner=[XnnpackPartitioner(force_fp32_dynamic_linear=True)],
-        compile_config=EdgeCompileConfig(_check_ir_validity=False),
+        compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
     )
     return edge.to_executorch()
 

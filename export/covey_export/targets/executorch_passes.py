@@ -1,0 +1,68 @@
+"""Rewrites for ExecuTorch, whose operators copy: a permuted view is a pass over memory, and `addmm` is a plain loop."""
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from covey_export.graph import Graph
+from covey_export.passes import before, calls, replace
+
+aten = torch.ops.aten
+
+
+def suit_executorch(graph: Graph) -> Graph:
+    """A copy of the graph with the rewrites of this file; the copy shares the constants."""
+    module = fx.GraphModule(graph.module, fx.Graph())
+    copies: dict[fx.Node, fx.Node] = {}
+    module.graph.output(module.graph.graph_copy(graph.module.graph, copies))
+    for old, new in copies.items():
+        if old.op == "placeholder":  # the constants are found by these names
+            new.name = new.target = old.name
+    ours = Graph(graph.role, module, dict(graph.constants), graph.examples)
+    for rewrite in (linear, add_later, transpose_the_small):
+        rewrite(ours)
+        module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+    return ours
+
+
+def linear(graph: Graph) -> None:
+    """x @ W^T as `linear`, which takes W as it is stored. A transpose would cost time, and folding it a second W."""
+    for node in calls(graph):
+        if node.target is aten.mm.default and (weight := _transposed(node.args[1])):
+            replace(node, aten.linear.default, (node.args[0], weight))
+        elif node.target is aten.addmm.default and not node.kwargs and node.args[0].meta["val"].ndim == 1:
+            if weight := _transposed(node.args[2]):
+                replace(node, aten.linear.default, (node.args[1], weight, node.args[0]))
+
+
+def add_later(graph: Graph) -> None:
+    """`addmm` as `mm` and `add`."""
+    for node in calls(graph):
+        if node.target is aten.addmm.default and not node.kwargs:
+            product = before(node, aten.mm.default, tuple(node.args[1:3]))
+            replace(node, aten.add.Tensor, (product, node.args[0]))
+
+
+def transpose_the_small(graph: Graph) -> None:
+    """A^T @ B with a large A as (B^T @ A)^T: LoRA's gradients, whose other factor has the width of the rank."""
+    for node in calls(graph):
+        large = _transposed(node.args[0]) if node.target is aten.mm.default else None
+        if large is None or _size(node.args[1]) + _size(node) >= _size(large):
+            continue
+        small = before(node, aten.permute.default, (node.args[1], [1, 0]))
+        product = before(node, aten.mm.default, (small, large))
+        replace(node, aten.permute.default, (product, [1, 0]))
+
+
+def _transposed(x: Any) -> fx.Node | None:
+    """The matrix that x is the transpose of."""
+    if isinstance(x, fx.Node) and x.target is aten.permute.default and [i % 2 for i in x.args[1]] == [1, 0]:
+        return x.args[0] if x.meta["val"].ndim == 2 else None
+    return None
+
+
+def _size(x: Any) -> int:
+    return int(x.meta["val"].numel())
