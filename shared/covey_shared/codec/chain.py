@@ -24,10 +24,11 @@ Parts = dict[str, bytes]
 
 
 class Reach(NamedTuple):
-    """What reaches or leaves a stage: at most so many entries, in one contiguous run or not."""
+    """What reaches or leaves a stage: so many entries at most, in one contiguous run or not, scaled or not."""
 
     entries: int
-    contiguous: bool
+    contiguous: bool = False
+    scaled: bool = False
 
 
 class Stage(NamedTuple):
@@ -117,7 +118,9 @@ def error_feedback(codec: Codec) -> Codec:
         if not isinstance(state, dict) or set(state) != {"inner", "residual"}:
             raise CodecError("the codec's state is not that of error feedback; make one with init")
         check_vector(vector, codec.size)
-        wanted = vector + state["residual"]
+        check_vector(state["residual"], codec.size)
+        with np.errstate(over="ignore"):  # the inner codec refuses what overflowed
+            wanted = vector + state["residual"]
         parts, inner = codec.encode(wanted, state["inner"])
         sent = codec.decode(parts)
         wanted[sent.where] -= sent.values

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from covey_shared.codec import levels, spk1, values
+from covey_shared.codec import levels, scale, spk1, values
 from covey_shared.codec.chain import Codec, Reach, Stage, State, chain
 from covey_shared.codec.topk import topk
 from covey_shared.entries import Entries
@@ -21,6 +21,8 @@ from covey_shared.errors import CodecError, PayloadError
 from covey_shared.layout import Layout, Vector
 from covey_shared.messages import Scalar, StageSpec
 from covey_shared.prng import draws
+
+LARGEST_MEAN = 2.0**90  # of a tensor's magnitudes; so no value times its scale overflows, whatever is lost on the way
 
 
 def codec_from_spec(spec: Sequence[StageSpec], layout: Layout) -> Codec:
@@ -53,7 +55,8 @@ def _topk(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
         keep = topk(entries.values, max(1, math.floor(entries.count * density)))
         return Entries(entries.size, _positions(entries.where, keep), entries.values[keep]), b"", state
 
-    return _filter(spec, Reach(max(1, math.floor(reach.entries * density)), contiguous=False), encode)
+    leaves = Reach(max(1, math.floor(reach.entries * density)), scaled=reach.scaled)
+    return _filter(spec, leaves, encode)
 
 
 def _segment(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
@@ -63,7 +66,7 @@ def _segment(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
     """
     count = _whole(spec, _arguments(spec, {"count": None})["count"], "count", 1, layout.size)
     if reach != Reach(layout.size, contiguous=True):
-        raise CodecError("the stage segment cuts the whole vector: put it before topk and other segments")
+        raise CodecError("the stage segment cuts the whole vector: put it first, and once")
     bounds = [layout.size * i // count for i in range(count + 1)]
 
     def encode(entries: Entries, state: State) -> tuple[Entries, bytes, State]:
@@ -87,17 +90,20 @@ def _segment(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
 def _tensor_scale(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
     """`tensor_scale`: divides each tensor's entries by the mean of their magnitudes, which part `scale` carries.
 
-    Scales are bfloat16, two bytes a tensor: float16 would underflow for updates of 1e-6. An absent or all-zero tensor
-    has scale 0 and decodes to zeros.
+    An absent or all-zero tensor has scale 0 and decodes to zeros.
     """
     _arguments(spec, {})
     starts = np.array(layout.offsets, np.int64)
     count = len(starts)
 
     def encode(entries: Entries, state: State) -> tuple[Entries, bytes, State]:
-        lengths = _lengths(entries, starts)
-        scales = _to_bfloat16(_means(np.abs(entries.values), lengths))
-        divisor: Vector = np.where(scales > 0, _from_bfloat16(scales), np.float32(1)).astype(np.float32)
+        lengths = scale.lengths_in(entries, starts)
+        magnitudes = scale.means(entries.values, lengths)
+        if magnitudes.max() >= LARGEST_MEAN:
+            worst = layout.tensors[int(magnitudes.argmax())].name
+            raise CodecError(f"tensor {worst!r} has a mean magnitude of {magnitudes.max():.3g}, which is no update")
+        scales = scale.to_bfloat16(magnitudes)
+        divisor: Vector = np.where(scales > 0, scale.from_bfloat16(scales), np.float32(1)).astype(np.float32)
         per_entry: Vector = np.repeat(divisor, lengths)
         scaled: Vector = entries.values / per_entry
         return replace(entries, values=scaled), scales.astype("<u2").tobytes(), state
@@ -109,14 +115,14 @@ def _tensor_scale(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
         scales = np.frombuffer(part, "<u2")
         if (scales >= 0x7F80).any():
             raise PayloadError("part 'scale' holds a scale that is negative or not finite")
-        per_entry: Vector = np.repeat(_from_bfloat16(scales), _lengths(entries, starts))
+        per_entry: Vector = np.repeat(scale.from_bfloat16(scales), scale.lengths_in(entries, starts))
         with np.errstate(over="ignore", under="ignore"):
             scaled = entries.values * per_entry
         if not np.isfinite(scaled).all():
             raise PayloadError("a value times its tensor's scale is not finite")
         return replace(entries, values=scaled)
 
-    return Stage(spec, "scale", False, reach, 2 * count, _no_state, encode, decode)
+    return Stage(spec, "scale", False, reach._replace(scaled=True), 2 * count, _no_state, encode, decode)
 
 
 def _pack(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
@@ -130,6 +136,8 @@ def _pack(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
         raise CodecError(f"stage pack: unknown values {mode!r}{_nearest(mode, values.MODES)}")
 
     def encode(entries: Entries, state: State) -> tuple[Entries, bytes, State]:
+        if reach.scaled:
+            entries = scale.fill_zero_tensors(entries, layout)
         return entries, spk1.encode(entries, layout.short_id, mode, error), state
 
     def decode(entries: Entries | None, part: bytes) -> Entries:
@@ -197,39 +205,6 @@ def _span(entries: Entries) -> tuple[int, int]:
     if isinstance(entries.where, slice):
         return entries.where.start, entries.where.stop - 1
     return int(entries.where[0]), int(entries.where[-1])
-
-
-def _lengths(entries: Entries, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many of the entries lie in each tensor, int64 [tensors]."""
-    edges = np.append(starts, entries.size)
-    if isinstance(entries.where, slice):
-        reached = np.clip(edges, entries.where.start, entries.where.stop)
-    else:
-        reached = np.searchsorted(entries.where, edges)
-    lengths: NDArray[np.int64] = np.diff(reached)
-    return lengths
-
-
-def _means(magnitude: NDArray[np.float32], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The mean of each of the consecutive groups, 0 for an empty one."""
-    ends = np.cumsum(lengths)
-    present = np.flatnonzero(lengths)
-    means = np.zeros(len(lengths), np.float32)
-    if len(present):
-        sums = np.add.reduceat(magnitude, (ends - lengths)[present], dtype=np.float64)
-        means[present] = sums / lengths[present]
-    return means
-
-
-def _to_bfloat16(x: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The upper half of each float32 >= 0, rounded to nearest; what is not zero stays so, and finite."""
-    bits = x.view(np.uint32).astype(np.int64)
-    rounded: NDArray[np.int64] = np.clip((bits + 0x8000) >> 16, (bits > 0).astype(np.int64), 0x7F7F)
-    return rounded.astype(np.uint16)
-
-
-def _from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def _arguments(spec: StageSpec, known: dict[str, Scalar | None]) -> dict[str, Scalar]:
