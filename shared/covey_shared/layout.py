@@ -10,6 +10,7 @@ gain 1/sqrt(3)).
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,9 +47,9 @@ class Tensor:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise LayoutError("a tensor of the layout has no name")
-        if not self.shape or any(not isinstance(d, int) or d < 1 for d in self.shape):
+        if not self.name or not isinstance(self.name, str):
+            raise LayoutError(f"a tensor of the layout has no name, but {self.name!r}")
+        if not self.shape or any(type(d) is not int or d < 1 for d in self.shape):
             raise LayoutError(
                 f"tensor {self.name!r} has shape {self.shape}; every dimension must be a positive integer"
             )
@@ -56,8 +57,11 @@ class Tensor:
             raise LayoutError(f"tensor {self.name!r} has kind {self.kind!r}; known kinds are {', '.join(KINDS)}")
         if self.init not in INITS:
             raise LayoutError(f"tensor {self.name!r} has init {self.init!r}; known are {', '.join(INITS)}")
-        if self.rank < 0 or not math.isfinite(self.scale):
-            raise LayoutError(f"tensor {self.name!r} has rank {self.rank} and scale {self.scale}")
+        if type(self.rank) is not int or self.rank < 0 or not isinstance(self.module, str):
+            raise LayoutError(f"tensor {self.name!r} has rank {self.rank!r} and module {self.module!r}")
+        if type(self.scale) not in (int, float) or not abs(self.scale) <= sys.float_info.max:
+            raise LayoutError(f"tensor {self.name!r} has scale {str(self.scale)[:40]!r}; it must be a finite number")
+        object.__setattr__(self, "scale", float(self.scale))  # so that 2 and 2.0 are the same layout
 
     @property
     def size(self) -> int:
