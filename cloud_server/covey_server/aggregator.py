@@ -45,6 +45,7 @@ class Aggregator:
         self.traffic = Traffic()
         self.seen: dict[str, float] = {}  # device -> when it last checked in, of time.monotonic
         self.told_done: set[str] = set()
+        self.known = set(run.devices)  # by name; whose bytes are counted apart
         self._touched_s = time.monotonic()
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._publish_dir = publish_dir
@@ -82,6 +83,7 @@ class Aggregator:
         check_layout(message.layout, self.run.layout.digest)
         now_s = time.monotonic()
         self.seen[message.client] = now_s
+        self.known.add(message.client)
         answer = self._apply(engine.CheckedIn(message.client, now_s))
         if isinstance(answer, engine.Assign):
             row = (answer.round, answer.attempt, answer.client, message.runtime, message.examples, time.time())
@@ -264,7 +266,7 @@ class Aggregator:
         self.versions = [*self.versions, row]
         self._apply(engine.Published(row.version))
         await asyncio.to_thread(self.run.blobs.delete, stale)
-        self._report(rows, row, time.monotonic() - started)
+        await self._report(rows, row, time.monotonic() - started)
         await self._publish(server.version, server.view)
 
     async def _advance(
@@ -291,12 +293,14 @@ class Aggregator:
             ) from None
         return server, store_version(run.blobs, run.recipe, server, step, len(rows), time.time())
 
-    def _report(self, rows: list[store.UpdateRow], row: store.VersionRow, seconds: float) -> None:
-        loss = sum(u.loss_after * u.examples for u in rows) / sum(u.examples for u in rows)
+    async def _report(self, rows: list[store.UpdateRow], row: store.VersionRow, seconds: float) -> None:
+        training = sum(u.loss_after * u.examples for u in rows) / sum(u.examples for u in rows)
         up = sum(u.bytes for u in rows)
+        known = await self.run.db.do(store.held_out_loss, row.version - 1)
+        held_out = "" if known is None else f", held-out loss {known:.4f} of version {row.version - 1}"
         self._progress(
             f"round {row.version}/{self.rules.rounds}: {len(rows)} updates, {up:,} bytes up, step of "
-            f"{row.step_bytes:,} bytes, training loss {loss:.4f}, published in {seconds:.2f} s"
+            f"{row.step_bytes:,} bytes, training loss {training:.4f}{held_out}, published in {seconds:.2f} s"
         )
 
     async def _publish(self, version: int, view: Vector) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 from aiohttp import web
 
 from covey_server.aggregator import Aggregator
-from covey_server.handlers import AGGREGATOR, RECEIVED, ROUTES, Handler, device_of
+from covey_server.bodies import IN_FLIGHT, Budget
+from covey_server.handlers import AGGREGATOR, BUDGET, RECEIVED, ROUTES, Handler, device_of
 from covey_server.refusals import Refused, refusal, respond
+from covey_server.validation import max_upload_bytes
 
 
 class Gate:
@@ -41,6 +43,7 @@ def make_app(aggregator: Aggregator) -> web.Application:
     app = web.Application(middlewares=[answer_errors])
     app[AGGREGATOR] = aggregator
     app[GATE] = Gate()
+    app[BUDGET] = Budget(max(IN_FLIGHT, 4 * max_upload_bytes(aggregator.run.upload)))
     for route in ROUTES:
         app.router.add_route(route.method, route.path, route.handler)
     app.on_response_prepare.append(count_traffic)

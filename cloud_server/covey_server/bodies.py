@@ -6,6 +6,8 @@ any Content-Encoding is refused (the application is started with decompression o
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from aiohttp import web
 from aiohttp.http_exceptions import PayloadEncodingError
@@ -16,6 +18,25 @@ IDLE_S = 20.0  # without a byte; a phone changing cells is silent for a few seco
 SLOW_AFTER_S = 30.0  # from here on the average rate counts
 SLOWEST_BYTES_S = 1024  # slower than a 2G link
 SMALL = 64 * 1024  # bound for messages without a payload
+IN_FLIGHT = 256 * 2**20  # bodies of updates that are read and checked at the same time
+
+
+class Budget:
+    """Bytes of bodies that may be in memory at once; who comes when it is spent is asked to come back."""
+
+    def __init__(self, limit: int):
+        self._left = limit
+
+    @contextmanager
+    def reserve(self, size: int) -> Iterator[None]:
+        """Holds `size` bytes while the block runs."""
+        if size > self._left:
+            raise Refused("busy", "the server is reading as many bodies as it can hold; try again")
+        self._left -= size
+        try:
+            yield
+        finally:
+            self._left += size
 
 
 async def read_body(request: web.Request, limit: int) -> bytes:

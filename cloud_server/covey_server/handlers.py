@@ -10,15 +10,15 @@ from aiohttp import web
 
 from covey_server import page, status
 from covey_server.aggregator import Aggregator
-from covey_server.bodies import SMALL, read_body
+from covey_server.bodies import SMALL, Budget, read_body
 from covey_server.refusals import MEDIA_TYPE, Refused
 from covey_server.traffic import UNNAMED
 from covey_server.validation import max_upload_bytes
 from covey_shared.bundle import MANIFEST
-from covey_shared.errors import MessageError
 from covey_shared.messages import CheckIn, Evaluation, Message, check_name
 
 AGGREGATOR = web.AppKey("aggregator", Aggregator)
+BUDGET = web.AppKey("budget", Budget)
 DEVICE = web.RequestKey("device", str)  # who a request is about, for the traffic counters
 RECEIVED = web.RequestKey("received", int)  # bytes of its body
 CLIENT_HEADER = "Covey-Client"
@@ -60,8 +60,10 @@ async def put_update(request: web.Request) -> web.Response:
     """A device's coded change."""
     aggregator = request.app[AGGREGATOR]
     round_, client = _number(request.match_info["round"], "the round"), _client(request)
-    body = await _body(request, max_upload_bytes(aggregator.run.upload))
-    return packed(await aggregator.take_update(round_, client, body))
+    limit = max_upload_bytes(aggregator.run.upload)
+    with request.app[BUDGET].reserve(min(request.content_length or limit, limit)):
+        body = await _body(request, limit)
+        return packed(await aggregator.take_update(round_, client, body))
 
 
 async def put_evaluation(request: web.Request) -> web.Response:
@@ -142,12 +144,7 @@ def _number(text: str, what: str) -> int:
 
 
 def device_of(request: web.Request) -> str:
-    """Who a request is about: its address, its message, or its Covey-Client header."""
-    if DEVICE in request:
-        return request[DEVICE]
-    name = request.headers.get(CLIENT_HEADER, UNNAMED)
-    try:
-        check_name("client", name)
-    except MessageError:
-        return UNNAMED
-    return name
+    """Who a request is about: its address, its message, or its Covey-Client header; only devices that are known, so
+    that a stranger's inventions do not fill the counters."""
+    name = request.get(DEVICE) or request.headers.get(CLIENT_HEADER, UNNAMED)
+    return name if name in request.app[AGGREGATOR].known else UNNAMED

@@ -48,6 +48,7 @@ class Run:
     server: ServerState
     versions: list[store.VersionRow]
     saved: Saved
+    devices: list[str]
     lock: IO[bytes]
 
     @property
@@ -85,7 +86,7 @@ def open_run(task: TaskFile, folder: Path, now: float) -> Run:
         return Run(
             task=task, bundle=bundle, upload=upload, exact=codec_from_spec(presets.dense(), layout), recipe=how,
             db=db, blobs=blobs, server=ServerState.from_bytes(blobs.get(state)), versions=versions,
-            saved=db.run(store.saved), lock=lock,
+            saved=db.run(store.saved), devices=db.run(store.devices), lock=lock,
         )  # fmt: skip
     except BaseException:
         db.close()

@@ -70,6 +70,8 @@ async def _serve(run: Run, folder: Path, options: Options) -> int:
             await app[GATE].drain(STOP_S)
             await runner.cleanup()
             await aggregator.finish(STOP_S)
+            if aggregator.state.phase != engine.DONE:
+                say(f"stopped at version {aggregator.state.version}; the same command goes on from there")
     return 0
 
 

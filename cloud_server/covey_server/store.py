@@ -212,6 +212,18 @@ def evaluate(db: sqlite3.Connection, version: int, client: str, loss_sum: float,
     db.execute("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?)", row)
 
 
+def held_out_loss(db: sqlite3.Connection, version: int) -> float | None:
+    """Mean held-out loss of a version over all devices, every token counting once, in nats; None if nobody said."""
+    query = "SELECT sum(loss_sum) / sum(tokens) FROM evaluations WHERE version = ?"
+    loss: float | None = db.execute(query, (version,)).fetchone()[0]
+    return loss
+
+
+def devices(db: sqlite3.Connection) -> list[str]:
+    """Everyone who was ever assigned."""
+    return [client for (client,) in db.execute("SELECT client FROM clients ORDER BY client")]
+
+
 def evaluators(db: sqlite3.Connection, version: int) -> set[str]:
     """The devices that have evaluated a version."""
     return {client for (client,) in db.execute("SELECT client FROM evaluations WHERE version = ?", (version,))}

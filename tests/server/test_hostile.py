@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covey_server import bodies
-from covey_server.refusals import refusal
+from covey_server.refusals import Refused, refusal
 from covey_server.validation import max_upload_bytes, read_entries, read_update
 from covey_shared.codec import codec_from_spec, presets
 from covey_shared.errors import RemoteError
@@ -240,6 +240,25 @@ def test_bad_chunks_never_become_an_update(server: Served) -> None:
     answer = raw(server, PUT + "Transfer-Encoding: chunked\n\n", b"zz\r\nxx\r\n")
     assert not answer.startswith(b"HTTP/1.1 2")
     assert snapshot(server) == before
+
+
+def test_bodies_beyond_what_memory_holds_are_asked_to_come_back(
+    server: Served, good: tuple[Device, Task, Assignment, Update], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, _, assignment, honest = good
+    budget = bodies.Budget(100)
+    with budget.reserve(60):
+        with pytest.raises(Refused, match="try again"), budget.reserve(60):
+            pass
+        with budget.reserve(40):
+            pass
+    with budget.reserve(100):
+        pass
+    original = bodies.Budget.reserve
+    with monkeypatch.context() as patch:
+        patch.setattr(bodies.Budget, "reserve", lambda self, size: original(self, 2**50))
+        answer = device.upload(assignment.round, honest.to_bytes())
+    assert (answer.status, Refusal.from_bytes(answer.body).code, answer.headers["Retry-After"]) == (503, "busy", "2")
 
 
 def test_silence_and_trickle_are_cut_off(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:

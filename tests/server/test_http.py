@@ -179,17 +179,22 @@ def test_more_rounds_go_on_from_the_head(tmp_path: Path) -> None:
 def test_bodies_are_counted_as_they_were_sent(tmp_path: Path) -> None:
     with served(write_task(tmp_path, target=1)) as server:
         a = server.device("a")
-        a.fetch(0, server.start)
         assignment = a.check_in()
+        a.fetch(0, server.start)
         down = len(call(server.url, "GET", "/v1/adapter/0", headers={"Covey-Client": "a"}).body)
         body = a.update(a.task(), assignment)
         a.upload(1, body)
         a.upload(1, body)
-        call(server.url, "GET", "/v1/adapter/0", headers={"Covey-Client": "../../etc"})
+        for stranger in ("../../etc", "invented"):
+            call(server.url, "GET", "/v1/adapter/0", headers={"Covey-Client": stranger})
         row = status_of(server.url)["clients"][0]
         assert row["update_up"] == 2 * len(body)
         assert row["adapter_down"] == 2 * down
-        assert status_of(server.url)["bytes"]["routes"]["adapter"]["down"] == 3 * down
+        counted = status_of(server.url)["bytes"]
+        assert counted["routes"]["adapter"]["down"] == 4 * down
+        assert counted["unnamed_down"] >= 2 * down
+    with served(tmp_path / "task.toml") as server:
+        assert status_of(server.url)["clients"][0]["adapter_down"] == 2 * down, "counters survive a restart"
 
 
 def test_the_bundle_is_served_by_digest_with_ranges(tmp_path: Path) -> None:
