@@ -14,7 +14,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from covey_server import downloads, engine, recipe, store
 from covey_server.publish import publish_adapter
@@ -31,7 +31,6 @@ log = logging.getLogger("covey.server")
 TICK_S = 0.25  # how exactly deadlines are kept
 FLUSH_S = 10.0  # traffic counters to disk; a crash loses what was counted since
 RETRY_S = 5.0  # between attempts to publish on a full disk
-T = TypeVar("T")
 
 
 class Aggregator:

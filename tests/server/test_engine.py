@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 from math import inf
+from random import Random
 from typing import get_args
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
@@ -210,6 +211,35 @@ def test_the_table_knows_every_pair_but_the_impossible() -> None:
     assert missing == {(OPEN, Published), (DONE, Published)}
     with pytest.raises(ValueError, match="does not expect Published while the round is open"):
         step(RULES, opened(RULES, 0), Published(1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.randoms(use_true_random=False), st.sampled_from([0.0, 3.0]), st.integers(1, 4), st.floats(1.0, 2.0))
+def test_rounds_end_whatever_devices_do(rng: Random, pool_s: float, target: int, factor: float) -> None:
+    """Devices that vanish, dawdle and come back: as long as some deliver, every round is closed, within its bounds."""
+    rules = Rules(rounds=3, target=target, cohort=int(target * factor), minimum=(target + 1) // 2, deadline_s=10.0,
+                  pool_s=pool_s, retry_s=1.0, seed=1)  # fmt: skip
+    state, now_s = opened(rules, 0), 0.0
+    training: dict[str, int] = {}
+    for _ in range(5000):
+        now_s += rng.random()
+        client = f"d{rng.randrange(6)}"
+        state, decisions = play(rules, state, Tick(now_s), CheckedIn(client, now_s))
+        training |= {d.client: d.round for d in decisions if isinstance(d, Assign)}
+        if training and rng.random() < 0.5:
+            client = rng.choice(sorted(training))
+            round_ = training.pop(client)
+            if rng.random() < 0.7 and admits(state, client, round_, round_ - 1) is None:
+                state, more = play(rules, state, UpdateAccepted(round_, client))
+                decisions += more
+        assert state.accepted <= state.cohort <= state.assigned
+        assert len(state.cohort - state.accepted) <= rules.cohort
+        if any(isinstance(d, CloseRound) for d in decisions):
+            assert rules.minimum <= len(state.accepted) <= rules.target
+            state, _ = play(rules, state, Published(state.version + 1))
+        if state.phase == DONE:
+            return
+    raise AssertionError(f"stuck in {state}")
 
 
 class EngineMachine(RuleBasedStateMachine):

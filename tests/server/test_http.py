@@ -145,6 +145,17 @@ def test_the_deadline_reopens_a_round_and_keeps_what_came(tmp_path: Path) -> Non
         assert "1 updates at the deadline, 2 are needed" in server.lines[0]
 
 
+def test_a_uniform_draw_over_http(tmp_path: Path) -> None:
+    text = 'selection = "uniform"\npool_s = 0.4\n'
+    with served(write_task(tmp_path, text, rounds=1)) as server:
+        devices = [server.device(name) for name in "abcdef"]
+        assert {d.check_in().action for d in devices} == {"wait"}
+        run_to_end(devices, server.start)
+        drawn = status_of(server.url)["clients"]
+        assert len(drawn) == 2
+        assert all(row["updates"] == 1 for row in drawn)
+
+
 def test_a_restart_between_uploads_loses_nothing(tmp_path: Path) -> None:
     task = write_task(tmp_path)
     with served(task) as server:
