@@ -132,8 +132,8 @@ class Agent:
 
     async def fetch(self, action: Fetch) -> bool:
         """Come to a version: from the one held if the server's steps fit, else from the beginning."""
-        before = self.transport.traffic.received.get(calls.ADAPTER, 0)
-        held = self.held if self.held.version <= action.version else Held(NOTHING, self.held.adapter)
+        received, before = self.transport.traffic.received.get(calls.ADAPTER, 0), self.held
+        held = before if before.version <= action.version else Held(NOTHING, before.adapter)
         try:
             try:
                 self.held = await self.advance_from(held, action.version)
@@ -144,8 +144,10 @@ class Agent:
                 self.held = await self.advance_from(Held(NOTHING, held.adapter), action.version)
         except Refused as error:
             return await self.refused(error, 0)
-        self.save(held=self.held.version, adapter=bytes_of(self.held.adapter))
-        size = self.transport.traffic.received[calls.ADAPTER] - before
+        went_back = action.version < before.version  # the server lost what it had: its next versions are other ones
+        history = tuple(s for s in self.record.history if not went_back or s.version in (0, action.version))
+        self.save(held=self.held.version, adapter=bytes_of(self.held.adapter), history=history)
+        size = self.transport.traffic.received[calls.ADAPTER] - received
         self.events.emit("version", version=action.version, bytes=size)
         return True
 

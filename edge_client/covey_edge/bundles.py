@@ -57,13 +57,22 @@ def version_key(text: str) -> tuple[int, ...]:
 async def fetch_bundle(transport: Transport, data: bytes, target: str, cache: Path, report: Report) -> Bundle:
     """The bundle in the cache, complete for one runtime and with every file's digest checked."""
     manifest = Manifest.from_bytes(data)
+    files = manifest.files_for(target)
+    require_listed(manifest, target, files)
     digest = hashlib.sha256(data).hexdigest()
     folder = cache / digest
     folder.mkdir(parents=True, exist_ok=True)
     async with locked_when_free(cache / f"{digest}.lock"):
         (folder / MANIFEST).write_bytes(data)
-        await fetch_files(transport, manifest.files_for(target), folder, report)
+        await fetch_files(transport, files, folder, report)
     return Bundle(folder, manifest, digest)
+
+
+def require_listed(manifest: Manifest, target: str, files: dict[str, File]) -> None:
+    """Refuses a manifest that points at a path outside its own files: a runtime would open whatever lies there."""
+    for path in (*manifest.graphs[target].values(), manifest.tokenizer.path, manifest.start):
+        if path and path not in files:
+            raise BundleError(f"the bundle's manifest points at {path!r}, which is not among its files for {target}")
 
 
 async def fetch_files(transport: Transport, files: dict[str, File], folder: Path, report: Report) -> None:

@@ -7,7 +7,7 @@ JSON for a program that follows; `display` turns them into progress bars and sen
 import json
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 Sink = Callable[[dict[str, Any]], None]
 
-# What a person reads; events that are not here move a bar or are for programs alone.
+# What a person reads. Other events move a bar, or are for programs alone.
 SENTENCES = {
     "joined": "joined {task} as {client}: {model} on {runtime}, {examples} examples to train on, {heldout} held out",
     "notice": "{message}",
@@ -26,6 +26,7 @@ SENTENCES = {
     "refused": "round {round}: the server refused: {message}",
     "late": "round {round}: the deadline passed at step {step}; asking the server again",
 }
+UNITS = {"step": "step", "batch": "batch", "piece": "B"}  # the events that move a bar: done of total
 
 
 class Events:
@@ -69,26 +70,71 @@ def json_lines(out: TextIO) -> Sink:
 
 def display(stack: ExitStack, stream: TextIO, *, bars: bool) -> Sink:
     """Sentences, and on a terminal a bar of rounds above a bar of what is being done."""
-    rounds = stack.enter_context(tqdm(file=stream, disable=not bars, unit="round", desc="rounds", position=0))
-    work = stack.enter_context(tqdm(file=stream, disable=not bars, position=1, leave=False))
+    screen = stack.enter_context(closing(Bars(stream, enabled=bars)))
 
     def show(record: dict[str, Any]) -> None:
         event = record["event"]
-        if event in ("step", "batch", "piece"):
-            _move(work, record["done"], record["total"], record["what"])
-            if event == "step":
-                work.set_postfix_str(f"loss {record['loss']:.4f}", refresh=False)
+        if event in UNITS:
+            note = f"loss {record['loss']:.4f}" if "loss" in record else ""
+            screen.work(record["what"], record["done"], record["total"], UNITS[event], note)
         elif event == "round":
-            _move(rounds, record["round"] - 1, record["rounds"], "rounds")
+            screen.rounds(record["round"] - 1, record["rounds"])
+        elif event == "done":
+            screen.rounds(record["version"], record["version"])
         elif event in SENTENCES:
-            tqdm.write(SENTENCES[event].format(**record), file=stream)
+            tqdm.write(printable(SENTENCES[event].format(**record)), file=stream)
 
     return show
 
 
-def _move(bar: Any, done: int, total: int, what: str) -> None:
-    """Set a bar to a position, starting it again when it is for something else."""
-    if bar.total != total or bar.desc != f"{what}: " or done < bar.n:
-        bar.reset(total)
-        bar.set_description(what, refresh=False)
-    bar.update(done - bar.n)
+class Bars:
+    """Two progress bars that come when there is something to show and go when it is done."""
+
+    def __init__(self, stream: TextIO, *, enabled: bool):
+        self._options = {"file": stream, "dynamic_ncols": True}
+        self._enabled = enabled
+        self._rounds: Any = None
+        self._work: Any = None
+
+    def rounds(self, done: int, total: int) -> None:
+        """The task's progress."""
+        if not self._enabled:
+            return
+        if self._rounds is None or self._rounds.total != total:
+            self.close()
+            self._rounds = tqdm(total=total, desc="rounds", unit="round", position=0, **self._options)
+        self._rounds.update(done - self._rounds.n)
+
+    def work(self, what: str, done: int, total: int, unit: str, note: str) -> None:
+        """What is being done now; another thing, or the same from the beginning, gets a bar of its own."""
+        if not self._enabled:
+            return
+        if self._work is None or self._work.desc != what or done < self._work.n:
+            self._close_work()
+            scale = {"unit": unit, "unit_scale": unit == "B", "leave": False, "position": int(self._rounds is not None)}
+            self._work = tqdm(total=total, desc=what, **scale, **self._options)
+        self._work.set_postfix_str(note, refresh=False)
+        self._work.update(done - self._work.n)
+        if done >= total:
+            self._close_work()
+
+    def close(self) -> None:
+        """Leave the terminal as it should be."""
+        self._close_work()
+        if self._rounds is not None:
+            self._rounds.close()
+            self._rounds = None
+
+    def _close_work(self) -> None:
+        if self._work is not None:
+            self._work.close()
+            self._work = None
+
+
+def printable(text: str) -> str:
+    """Without control characters: names and sentences come from a server, and a terminal obeys escape sequences.
+
+    >>> printable("a\\x1b[2Jb")
+    'a [2Jb'
+    """
+    return "".join(c if c.isprintable() else " " for c in text)

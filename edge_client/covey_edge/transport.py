@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from covey_edge.events import printable
 from covey_shared import __version__
 from covey_shared.errors import CoveyError, MessageError, UsageError
 from covey_shared.messages import Refusal
@@ -228,13 +229,12 @@ def check_status(response: aiohttp.ClientResponse, data: bytes, url: str) -> Non
 
 
 def parse_refusal(data: bytes) -> Refusal:
-    """The refusal in a body, fit to be printed; an empty one where there is none."""
+    """The refusal in a body, its sentence fit to be printed; an empty one where there is none."""
     try:
         found = Refusal.from_bytes(data)
     except MessageError:
         return Refusal(code="", message="", retry_after_s=0.0)
-    message = "".join(c if c.isprintable() else " " for c in found.message[:500])
-    return Refusal(code=found.code[:64], message=message, retry_after_s=found.retry_after_s)
+    return Refusal(code=found.code[:64], message=printable(found.message[:500]), retry_after_s=found.retry_after_s)
 
 
 def parse_retry_after(text: str, now: float | None = None) -> float:

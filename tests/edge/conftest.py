@@ -3,6 +3,7 @@
 Lowering takes its time, so the bundles are kept in pytest's cache under a digest of what makes them.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import shutil
@@ -69,25 +70,30 @@ with quiet():
 
 @pytest.fixture(scope="session")
 def bundles(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the bundles `lm` (all runtimes that are installed) and `classifier` (ONNX)."""
+    """A folder of this run with the bundles `lm` (for all runtimes that are installed) and `classifier` (ONNX)."""
     absent = [m for m in NEEDED if importlib.util.find_spec(m) is None]
     if absent:
         pytest.skip(f"needs {', '.join(absent)} to export a bundle")
     targets = "onnx,torch" + (",executorch" if importlib.util.find_spec("executorch") else "")
+    own = tmp_path_factory.mktemp("edge-bundles")
     cache = getattr(pytestconfig, "cache", None)
-    place = Path(cache.mkdir("covey-edge-bundles")) if cache else tmp_path_factory.mktemp("bundles")
-    done = place / made_from(targets)
-    if not done.is_dir():
-        half = Path(f"{done}.half")
-        for old in place.iterdir():  # of an earlier exporter, or of a run that was stopped
-            shutil.rmtree(old)
-        half.mkdir()
-        made = subprocess.run(
-            [sys.executable, "-c", MAKE, str(half), targets], capture_output=True, text=True, check=False
-        )
-        assert made.returncode == 0, made.stderr[-3000:]
-        half.rename(done)
-    return done
+    kept = Path(cache.mkdir("covey-edge-bundles")) / made_from(targets) if cache else own / "kept"
+    if not kept.is_dir():
+        make(own / "made", targets)
+        with contextlib.suppress(OSError):  # another run was faster
+            shutil.copytree(own / "made", own / "copy")
+            shutil.move(own / "copy", kept)
+        return own / "made"
+    shutil.copytree(kept, own / "made")
+    return own / "made"
+
+
+def make(folder: Path, targets: str) -> None:
+    """Export both, in a process of their own."""
+    folder.mkdir()
+    command = [sys.executable, "-c", MAKE, str(folder), targets]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr[-3000:]
 
 
 def made_from(targets: str) -> str:

@@ -349,3 +349,14 @@ def test_task_names_tell_tasks_apart() -> None:
     others = [replace(one, name="b"), replace(one, seed=8), replace(one, bundle=hashlib.sha256(b"").hexdigest())]
     assert len({task_name(t) for t in (one, *others)}) == 4
     assert task_name(one) == task_name(replace(one, round=3, version=2, rounds=9))
+
+
+def test_a_server_that_lost_its_versions(run: Run, server: ProtocolServer) -> None:
+    """The head moves back to 1: the device follows, and measures the new versions 2 and 3 as new ones."""
+    run(server, stop=lambda e: e["event"] == "evaluated" and e["version"] == 2)
+    del server.steps[1:], server.updates[1:]
+    record, log = run(server)
+    assert record.held == 3
+    np.testing.assert_array_equal(record.version().adapter, server.adapter(3))
+    assert [e["version"] for e in events(log, "evaluated")] == [2, 3]
+    assert [s.version for s in record.history] == [0, 1, 2, 3]

@@ -188,3 +188,11 @@ def test_devices_of_one_machine_share_a_download(tmp_path: Path) -> None:
     server.faults.append(cut(1, "GET /v1/blobs"))
     fetch(server, tmp_path, times=4)[0].verify("onnx")
     assert blobs(server) == 3  # one was cut, two files
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../other/graph.onnx", "onnx/absent.onnx", "torch/w.bin"])
+def test_a_manifest_may_only_point_at_its_own_files(path: str, tmp_path: Path) -> None:
+    server = serving(manifest_of(files=files(), graphs={"onnx": {"train": path}}))
+    with pytest.raises(BundleError, match="which is not among its files for onnx"):
+        fetch(server, tmp_path)
+    assert not blobs(server)

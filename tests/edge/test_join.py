@@ -1,5 +1,6 @@
 """`covey join` as a person runs it, against the real server: real graphs, real processes, real kills."""
 
+import asyncio
 import gzip
 import json
 import os
@@ -17,14 +18,19 @@ import numpy as np
 import pytest
 from aiohttp import web
 
+from covey_edge.data import Batch
+from covey_edge.events import Events
 from covey_edge.join import Options, default_state, join
-from covey_edge.trainers import RUNTIMES, missing_modules
+from covey_edge.state import open_folder
+from covey_edge.trainers import RUNTIMES, missing_modules, open_trainer
+from covey_edge.transport import ServerError
 from covey_shared.bundle import Bundle
 from covey_shared.cli import main
 from covey_shared.errors import MessageError, UsageError
+from covey_shared.layout import vector_digest
 from tests.helpers_edge import LAYOUT, Listening, ProtocolServer, manifest_of, task_of
 from tests.helpers_edge_serving import serving
-from tests.helpers_server import Served
+from tests.helpers_server import Served, served, status_of
 
 INSTALLED = [r for r in RUNTIMES if not missing_modules(r)]
 TEXT = "the cat sat on the mat and the dog lay on the log; a bird sang in the old tree by the river.\n"
@@ -95,14 +101,70 @@ def test_mixed_runtimes_in_one_task_hold_the_same_bits(lm: Bundle, text: Path, t
         said = [p.communicate(timeout=120) for p in started]
         digests = [v["digest"] for v in history(server)]
     assert [p.returncode for p in started] == [0, 0], said
-    from covey_edge.state import open_folder
-    from covey_shared.layout import vector_digest
+    assert [held_digest(tmp_path / runtime) for runtime in INSTALLED[:2]] == [digests[-1]] * 2
 
-    for runtime in INSTALLED[:2]:
-        with open_folder(tmp_path / runtime) as folder:
-            client = folder.load_client()[0]
-        assert client is not None
-        assert vector_digest(client.version().adapter) == digests[-1]
+
+STRATEGIES = {
+    "dense": '[upload]\ncodec = "dense"\n[download]\ncodec = "dense"\n',
+    "flasc": 'error_feedback = false\n[strategy]\nname = "flasc"\n',
+    "flasc-paper": '[strategy]\nname = "flasc"\nmode = "paper"\n',
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_strategies(strategy: str, lm: Bundle, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(lm, tmp_path / "server", more=STRATEGIES[strategy]) as server:
+        code = covey(server.url, "--data", text, "--runtime", "onnx", *places(tmp_path))
+        digest = history(server)[-1]["digest"]
+    assert code == 0, capsys.readouterr().err
+    assert result_of(tmp_path / "d")["rounds"] == 2
+    assert held_digest(tmp_path / "d") == digest
+
+
+def held_digest(state: Path) -> str:
+    """Of the version that a device holds."""
+    with open_folder(state) as folder:
+        client = folder.load_client()[0]
+    assert client is not None
+    return vector_digest(client.version().adapter)
+
+
+def test_the_held_out_part_can_be_saved(lm: Bundle, text: Path, tmp_path: Path) -> None:
+    """Another program computes the same loss from it."""
+    path = tmp_path / "heldout.npz"
+    with serving(lm, tmp_path / "server", rounds=1) as server:
+        arguments = [server.url, "--data", text, "--runtime", "onnx", "--save-heldout", path, "--eval-batches", 2]
+        assert covey(*arguments, *places(tmp_path)) == 0
+    with np.load(path) as saved:
+        assert saved["input_ids"].shape == saved["labels"].shape == (8, 32)
+        trainer = open_trainer(lm, "onnx", 1)
+        batches = [Batch(saved["input_ids"][i : i + 4], saved["labels"][i : i + 4]) for i in (0, 4)]
+    scores = [trainer.evaluate(lm.start(7), b) for b in batches]
+    loss = sum(s.loss_sum for s in scores) / sum(s.tokens for s in scores)
+    assert result_of(tmp_path / "d")["loss_before"] == pytest.approx(loss, rel=1e-6)
+
+
+def test_ctrl_c_loses_nothing(lm: Bundle, text: Path, tmp_path: Path) -> None:
+    """A round of many steps and rare checkpoints: stopped in the middle, it goes on from that step."""
+    events = [tmp_path / "one", tmp_path / "two"]
+    with serving(lm, tmp_path / "server", rounds=1, more="clip_norm = 1.0\n") as server:
+        path = tmp_path / "long" / "task.toml"
+        path.parent.mkdir()
+        path.write_text((tmp_path / "server" / "task.toml").read_text().replace("steps = 8", "steps = 400"))
+    with served(path) as server:
+        arguments = ["--data", text, "--runtime", "onnx", *places(tmp_path), "--checkpoint", 600, "--events"]
+        process = start(server.url, *arguments, events[0])
+        while lines(events[0]) < 40:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out, err) == (130, "", "covey join: stopped\n")
+        assert covey(server.url, *arguments, events[1]) == 0
+    done = [[e["done"] for e in map(json.loads, p.read_text().splitlines()) if e["event"] == "step"] for p in events]
+    assert done[0][-1] < 400
+    assert done[1][0] in (done[0][-1], done[0][-1] + 1)
+    assert done[1][-1] == 400
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
@@ -112,8 +174,6 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 
 def history(server: Served) -> list[dict[str, Any]]:
-    from tests.helpers_server import status_of
-
     found: list[dict[str, Any]] = status_of(server.url)["history"]
     return found
 
@@ -290,8 +350,6 @@ def test_impossible_options(options: dict[str, Any]) -> None:
 
 
 def test_two_clients_in_one_folder(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from covey_edge.state import open_folder
-
     with open_folder(tmp_path / "s"):
         code = covey("http://127.0.0.1:9", "--data", text, "--state", tmp_path / "s")
     assert f"another covey join (process {os.getpid()}) uses" in sentence(capsys, code)
@@ -352,10 +410,6 @@ def test_a_full_disk_keeps_the_state(lm: Bundle, text: Path, tmp_path: Path) -> 
 
 
 def test_a_layout_mismatch(tmp_path: Path, text: Path) -> None:
-    import asyncio
-
-    from covey_edge.events import Events
-
     manifest = manifest_of()
     server = ProtocolServer(replace(task_of(manifest), layout="0" * 64), manifest.to_bytes(), LAYOUT.start(7))
 
@@ -368,11 +422,6 @@ def test_a_layout_mismatch(tmp_path: Path, text: Path) -> None:
 
 
 def test_something_else_on_the_port(text: Path, tmp_path: Path) -> None:
-    import asyncio
-
-    from covey_edge.events import Events
-    from covey_edge.transport import ServerError
-
     async def blog(request: web.Request) -> web.StreamResponse:
         return web.Response(text="<html>my blog</html>", content_type="text/html")
 
