@@ -43,9 +43,12 @@ class Bundle:
         return bundle
 
     def verify(self, target: str | None = None) -> None:
-        """Refuses a missing, a resized and a changed file."""
+        """Refuses a missing, a resized and a changed file, and one that is used but has no digest."""
         manifest = self.manifest
-        for name, file in (manifest.files_for(target) if target else manifest.files).items():
+        files = manifest.files_for(target) if target else manifest.files
+        for unnamed in manifest.unnamed(target):
+            raise BundleError(f"the manifest of {self.folder} needs {unnamed} but has no digest of it; export it again")
+        for name, file in files.items():
             path = self.folder / name
             if not path.is_file():
                 raise BundleError(f"the bundle {self.folder} lacks the file {name}; export or download it again")

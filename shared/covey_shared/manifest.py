@@ -7,7 +7,10 @@ Paths are relative, with forward slashes; a path that could leave the folder is 
 import dataclasses
 import json
 import re
+import sys
+import typing
 from dataclasses import dataclass, field
+from typing import Any
 
 from covey_shared.errors import BundleError, LayoutError
 from covey_shared.layout import Layout
@@ -19,6 +22,32 @@ MAX_MANIFEST_BYTES = 16 * 2**20
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 
+def _check_types(record: Any) -> None:
+    """Refuses a field that does not hold what its annotation says: a manifest may come from anywhere."""
+    for name, kind in typing.get_type_hints(type(record)).items():
+        value = getattr(record, name)
+        if not _fits(value, kind):
+            wanted = getattr(kind, "__name__", str(kind))
+            raise BundleError(f"the manifest's field {name!r} is {repr(value)[:60]}, which is no {wanted}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    args = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(v, args[0]) for v in value)
+    if typing.get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_fits(k, str) and _fits(v, args[1]) for k, v in value.items())
+    if isinstance(value, bool):
+        return False
+    if kind is float:
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    return isinstance(value, kind)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
     """One file of the bundle. `targets` names the runtimes that need it; none means that every device does."""
@@ -26,6 +55,11 @@ class File:
     sha256: str
     bytes: int
     targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256) or self.bytes < 0:
+            raise BundleError(f"the manifest holds a file with digest {self.sha256[:80]!r} and {self.bytes} bytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +75,11 @@ class Tokenizer:
     bos_id: int = -1
     unk_id: int = -1
 
+    def __post_init__(self) -> None:
+        _check_types(self)
+        if self.kind not in ("bytes", "tokenizers"):
+            raise BundleError(f"the bundle has tokenizer kind {self.kind[:40]!r}, known are 'bytes' and 'tokenizers'")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
@@ -51,6 +90,9 @@ class Parity:
     tolerance: float
     peak_bytes: int
     step_seconds: float
+
+    def __post_init__(self) -> None:
+        _check_types(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,24 +124,19 @@ class Manifest:
     files: dict[str, File] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _check_types(self)
         if self.format != FORMAT:
             raise BundleError(f"the bundle has format {self.format}, this version of covey reads format {FORMAT}")
         if self.task not in TASKS:
             raise BundleError(f"the bundle is for task {self.task!r}; known are {', '.join(TASKS)}")
         if self.batch_size < 1 or self.seq_len < 2:
             raise BundleError(f"the bundle has batch size {self.batch_size} and sequence length {self.seq_len}")
-        if self.tokenizer.kind not in ("bytes", "tokenizers"):
-            raise BundleError(
-                f"the bundle has tokenizer kind {self.tokenizer.kind!r}, known are 'bytes' and 'tokenizers'"
-            )
-        for path, file in self.files.items():
+        for path in self.files:
             if not _SAFE_PATH.fullmatch(path) or ".." in path:
-                raise BundleError(f"the bundle names the file {path!r}, which is not a safe relative path")
-            if not re.fullmatch(r"[0-9a-f]{64}", file.sha256) or file.bytes < 0:
-                raise BundleError(f"the manifest's entry for {path!r} is damaged")
+                raise BundleError(f"the bundle names the file {path[:80]!r}, which is not a safe relative path")
         unknown = set(self.graphs) - set(TARGETS)
         if unknown:
-            raise BundleError(f"the bundle has graphs for the unknown runtime {sorted(unknown)[0]!r}")
+            raise BundleError(f"the bundle has graphs for the unknown runtime {min(unknown)[:40]!r}")
 
     def files_for(self, target: str) -> dict[str, File]:
         """The files that a device with this runtime needs."""
@@ -109,6 +146,15 @@ class Manifest:
                 f"the bundle was exported for {have}, not for {target}; export it with --targets {target}"
             )
         return {path: f for path, f in self.files.items() if not f.targets or target in f.targets}
+
+    def unnamed(self, target: str | None = None) -> list[str]:
+        """Paths that the manifest refers to, for one target or all, without naming the file or a file below it.
+
+        A bundle that has any must not be used: they could be anything on this machine.
+        """
+        graphs = [self.graphs[target]] if target else list(self.graphs.values())
+        paths = [self.start, self.tokenizer.path, *(path for roles in graphs for path in roles.values())]
+        return [p for p in paths if p and p not in self.files and not any(f.startswith(p + "/") for f in self.files)]
 
     def to_bytes(self) -> bytes:
         """The JSON text, indented for people, with sorted keys."""
@@ -128,7 +174,7 @@ class Manifest:
         try:
             raw = json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise BundleError(f"the manifest is not JSON: {error}") from None
+            raise BundleError(f"the manifest is not JSON: {str(error)[:80]}") from None
         if not isinstance(raw, dict):
             raise BundleError("the manifest is not a JSON object")
         try:
@@ -136,9 +182,9 @@ class Manifest:
             raw["layout"] = Layout.from_json(raw["layout"])
             raw["tokenizer"] = Tokenizer(**raw["tokenizer"])
             raw["parity"] = {k: Parity(**v) for k, v in raw["parity"].items()}
-            raw["files"] = {k: File(**{**v, "targets": tuple(v["targets"])}) for k, v in raw["files"].items()}
-            raw["labels"] = tuple(raw["labels"])
-            raw["target_modules"] = tuple(raw["target_modules"])
+            raw["files"] = {k: File(**{**v, "targets": _tuple(v["targets"])}) for k, v in raw["files"].items()}
+            raw["labels"] = _tuple(raw["labels"])
+            raw["target_modules"] = _tuple(raw["target_modules"])
             manifest = cls(**raw)
         except KeyError as error:
             raise BundleError(f"the manifest lacks the field {error}") from None
