@@ -73,7 +73,7 @@ def adapter_gradient(adapted: Adapted) -> Vector:
     return adapted.layout.join({name: _array(value) for name, value in saved.items()})
 
 
-def _targets(model: nn.Module, recipe: Recipe, fresh: tuple[str, ...]) -> list[str] | str:
+def _targets(model: Any, recipe: Recipe, fresh: tuple[str, ...]) -> list[str] | str:
     linear = _linear_modules(model, fresh)
     wanted = recipe.target_modules
     if wanted == (ALL_LINEAR,):
@@ -92,7 +92,7 @@ def _targets(model: nn.Module, recipe: Recipe, fresh: tuple[str, ...]) -> list[s
     return sorted(wanted)
 
 
-def _linear_modules(model: nn.Module, fresh: tuple[str, ...]) -> list[str]:
+def _linear_modules(model: Any, fresh: tuple[str, ...]) -> list[str]:
     """Names of the linear layers but for the output embedding, which is tied or huge, and the new heads."""
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return [

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from covey_export.graph import Graph
 
 aten = torch.ops.aten
+Node = Any  # an fx.Node, whose arguments are typed as one of seventeen things
 FOLD_LIMIT = 4 << 20  # bytes: a constant larger than this is computed in the graph
 LAYOUT_OPS = (aten.permute.default, aten.reshape.default, aten.expand.default, aten.unsqueeze.default)
 
@@ -36,10 +37,10 @@ def clean(graph: Graph) -> Graph:
 
 def share_constants(graph: Graph) -> None:
     """One placeholder for equal tensors: tied embeddings arrive twice, and norms that training never moved."""
-    first: dict[Any, fx.Node] = {}
+    first: dict[Any, Node] = {}
     for node in _constants(graph):
         value = graph.constants[node.name]
-        digest = hashlib.sha256(value.contiguous().view(-1).view(torch.uint8).numpy()).digest()
+        digest = hashlib.sha256(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).digest()
         node.replace_all_uses_with(first.setdefault((digest, value.shape, value.dtype), node))
 
 
@@ -65,7 +66,7 @@ def drop_noops(graph: Graph) -> None:
             node.replace_all_uses_with(node.args[0])
 
 
-def _is_noop(node: fx.Node) -> bool:
+def _is_noop(node: Node) -> bool:
     copies = (aten.alias.default, aten.detach.default, aten.clone.default, aten.lift_fresh_copy.default)
     if node.target in copies:
         return True
@@ -85,7 +86,7 @@ def fold_constants(graph: Graph) -> None:
 
     A result that merely repeats itself along its first dimensions is stored once, since its users broadcast.
     """
-    values: dict[fx.Node, Any] = {n: graph.constants[n.name] for n in _constants(graph)}
+    values: dict[Node, Any] = {n: graph.constants[n.name] for n in _constants(graph)}
     for node in calls(graph):
         sources = node.all_input_nodes
         if not all(s in values for s in sources) or _is_weight_layout(node, values):
@@ -99,7 +100,7 @@ def fold_constants(graph: Graph) -> None:
             _freeze(graph, node, value)
 
 
-def _is_weight_layout(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
+def _is_weight_layout(node: Node, values: dict[Node, Any]) -> bool:
     """A permuted weight is the same numbers again: the runtimes transpose as they multiply."""
     if node.target is not aten.permute.default:
         return False
@@ -107,11 +108,11 @@ def _is_weight_layout(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
     return source.op == "placeholder" and values[source].ndim == 2
 
 
-def _freeze(graph: Graph, node: fx.Node, value: Tensor) -> None:
+def _freeze(graph: Graph, node: Node, value: Tensor) -> None:
     node.replace_all_uses_with(add_constant(graph, node, _unrepeated(node, value).contiguous().clone()))
 
 
-def add_constant(graph: Graph, like: fx.Node, value: Tensor) -> fx.Node:
+def add_constant(graph: Graph, like: Node, value: Tensor) -> Node:
     """A new constant of the graph; `like` is any node of it."""
     name = next(n for i in itertools.count() if (n := f"folded_{i}") not in graph.constants)
     with like.graph.inserting_before(next(iter(like.graph.nodes))):
@@ -127,7 +128,7 @@ def add_constant(graph: Graph, like: fx.Node, value: Tensor) -> fx.Node:
 BROADCASTING = (aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor, aten.where.self)
 
 
-def _unrepeated(node: fx.Node, value: Tensor) -> Tensor:
+def _unrepeated(node: Node, value: Tensor) -> Tensor:
     if not all(u.target in BROADCASTING and _val(u).ndim == value.ndim for u in node.users):
         return value
     for dim in range(value.ndim):
@@ -170,7 +171,7 @@ def late_expand(graph: Graph) -> None:
             node.replace_all_uses_with(node.args[0])
 
 
-def _broadcasts(user: fx.Node, repeated: fx.Node) -> bool:
+def _broadcasts(user: Node, repeated: Node) -> bool:
     """Whether the result of `user` would have the same shape without the repetition."""
     if user.target not in BROADCASTING or _val(user).ndim != _val(repeated).ndim:
         return False
@@ -195,9 +196,9 @@ def halves(graph: Graph) -> None:
             replace(node, aten.cat.default, ([a, b], dim))
 
 
-def _padded(x: Any) -> tuple[fx.Node, int, int, int] | None:
+def _padded(x: Any) -> tuple[Node, int, int, int] | None:
     """(inner, dimension, start, end) of a tensor that is zero outside a slice, and used only here."""
-    if not isinstance(x, fx.Node) or x.target is not aten.slice_scatter.default or len(x.users) > 1:
+    if not calls_to(x, aten.slice_scatter.default) or len(x.users) > 1:
         return None
     base, inner, dim, start, end, step = (*x.args, *(0, 0, None, 1 << 62, 1)[len(x.args) - 1 :])[:6]
     if not _is_zeros(base) or step != 1:
@@ -208,14 +209,14 @@ def _padded(x: Any) -> tuple[fx.Node, int, int, int] | None:
 
 
 def _is_zeros(x: Any) -> bool:
-    return isinstance(x, fx.Node) and x.target is aten.full.default and x.args[1] == 0
+    return calls_to(x, aten.full.default) and bool(x.args[1] == 0)
 
 
 def permutes(graph: Graph) -> None:
     """Two permutations in a row as one, two reshapes as the last."""
     for node in calls(graph):
-        source = node.args[0] if node.args else None
-        if not isinstance(source, fx.Node) or source.target is not node.target:
+        source: Node = node.args[0] if node.args else None
+        if not calls_to(source, node.target):
             continue
         if node.target is aten.permute.default:
             rank = len(source.args[1])
@@ -228,7 +229,7 @@ def permutes(graph: Graph) -> None:
 
 def share_nodes(graph: Graph) -> None:
     """Compute the same thing once."""
-    seen: dict[Any, fx.Node] = {}
+    seen: dict[Any, Node] = {}
     for node in calls(graph):
         key = (node.target, repr(node.args), repr(sorted(node.kwargs.items())))
         first = seen.setdefault(key, node)
@@ -236,7 +237,7 @@ def share_nodes(graph: Graph) -> None:
             node.replace_all_uses_with(first)
 
 
-def replace(node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> fx.Node:
+def replace(node: Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Node:
     """Put another call in a node's place; returns the new node."""
     new = before(node, target, args, kwargs or {})
     node.replace_all_uses_with(new)
@@ -244,7 +245,7 @@ def replace(node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str,
     return new
 
 
-def before(node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> fx.Node:
+def before(node: Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Node:
     """A new call right before a node."""
     with node.graph.inserting_before(node):
         new = node.graph.call_function(target, args, kwargs or {})
@@ -258,17 +259,22 @@ def _val(node: Any) -> Any:
     return node.meta["val"]
 
 
-def _mode(node: fx.Node) -> FakeTensorMode:
+def _mode(node: Node) -> FakeTensorMode:
     val = _val(node)
     return (val[0] if isinstance(val, tuple | list) else val).fake_mode
 
 
-def calls(graph: Graph) -> Iterator[fx.Node]:
+def calls(graph: Graph) -> Iterator[Node]:
     """The operators, as they were when it was called, so that the graph may change on the way."""
     return iter([n for n in graph.module.graph.nodes if n.op == "call_function"])
 
 
-def _constants(graph: Graph) -> list[fx.Node]:
+def calls_to(x: Any, target: Any) -> bool:
+    """Whether x is a node that calls `target`."""
+    return isinstance(x, fx.Node) and x.target is target
+
+
+def _constants(graph: Graph) -> list[Node]:
     return [n for n in graph.module.graph.nodes if n.op == "placeholder" and n.name in graph.constants]
 
 

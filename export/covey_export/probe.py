@@ -31,7 +31,8 @@ def main(target: str, folder: Path, paths: Mapping[str, str]) -> None:
     with np.load(folder / "probe-in.npz") as given:
         inputs = dict(given)
     open_role = load_target(target).open_role
-    outputs, cost = {}, {}
+    outputs: dict[str, Any] = {}
+    cost: dict[str, float] = {}
     for role, (wanted, names) in ROLES.items():
         before = resident_bytes("VmRSS")
         run = open_role(folder, paths, role)

@@ -14,7 +14,7 @@ PATH = "tokenizer/tokenizer.json"
 def write_tokenizer(base: Base, folder: Path) -> Tokenizer:
     """Describe the tokenizer, and write `tokenizer/tokenizer.json` where a device needs a file."""
     tokenizer = base.tokenizer
-    ids = {
+    ids: dict[str, Any] = {
         "vocab_size": base.vocabulary,
         "pad_id": _first(tokenizer.pad_token_id, base.model.config.get_text_config().pad_token_id, 0),
         "eos_id": _first(tokenizer.eos_token_id, -1),

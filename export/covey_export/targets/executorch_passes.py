@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from covey_export.graph import Graph
-from covey_export.passes import before, calls, replace
+from covey_export.passes import Node, before, calls, calls_to, replace
 
 aten = torch.ops.aten
 
@@ -14,7 +14,7 @@ aten = torch.ops.aten
 def suit_executorch(graph: Graph) -> Graph:
     """A copy of the graph with the rewrites of this file; the copy shares the constants."""
     module = fx.GraphModule(graph.module, fx.Graph())
-    copies: dict[fx.Node, fx.Node] = {}
+    copies: dict[Node, Node] = {}
     module.graph.output(module.graph.graph_copy(graph.module.graph, copies))
     for old, new in copies.items():
         if old.op == "placeholder":  # the constants are found by these names
@@ -31,11 +31,9 @@ def suit_executorch(graph: Graph) -> Graph:
 def linear(graph: Graph) -> None:
     """x @ W^T as `linear`, which takes W as it is stored. A transpose would cost time, and folding it a second W."""
     for node in calls(graph):
-        if node.target is aten.mm.default and (weight := _transposed(node.args[1])):
-            replace(node, aten.linear.default, (node.args[0], weight))
-        elif node.target is aten.addmm.default and not node.kwargs and node.args[0].meta["val"].ndim == 1:
-            if weight := _transposed(node.args[2]):
-                replace(node, aten.linear.default, (node.args[1], weight, node.args[0]))
+        *bias, x, factor = node.args if _is_product(node) else (None, None)
+        if (weight := _transposed(factor)) and all(b.meta["val"].ndim == 1 for b in bias):
+            replace(node, aten.linear.default, (x, weight, *bias))
 
 
 def add_later(graph: Graph) -> None:
@@ -57,11 +55,14 @@ def transpose_the_small(graph: Graph) -> None:
         replace(node, aten.permute.default, (product, [1, 0]))
 
 
-def _transposed(x: Any) -> fx.Node | None:
+def _is_product(node: Node) -> bool:
+    return node.target in (aten.mm.default, aten.addmm.default) and not node.kwargs
+
+
+def _transposed(x: Any) -> Node | None:
     """The matrix that x is the transpose of."""
-    if isinstance(x, fx.Node) and x.target is aten.permute.default and [i % 2 for i in x.args[1]] == [1, 0]:
-        return x.args[0] if x.meta["val"].ndim == 2 else None
-    return None
+    swapped = calls_to(x, aten.permute.default) and [i % len(x.args[1]) for i in x.args[1]] == [1, 0]
+    return x.args[0] if swapped else None
 
 
 def _size(x: Any) -> int:

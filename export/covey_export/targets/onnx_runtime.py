@@ -16,9 +16,9 @@ from onnx import TensorProto
 
 from covey_export.graph import Graph, closed
 from covey_export.targets import Array, Run
+from covey_export.targets.onnx_graph import OPSET, translate, unknown
 from covey_shared.errors import UsageError
 
-OPSET = 20
 WEIGHTS = "weights.bin"
 ALIGNMENT = 4096  # a page, so that ONNX Runtime can map the weights instead of copying them
 INLINE = 4096  # bytes: shapes and the like stay in the graph, where shape inference looks for them
@@ -49,7 +49,16 @@ def open_role(folder: Path, paths: Mapping[str, str], role: str) -> Run:
 
 
 def to_onnx(graph: Graph) -> onnx.ModelProto:
-    """One graph, with its weights inside."""
+    """One graph, with its weights inside: by our own table, or by PyTorch's exporter where that lacks something."""
+    if not unknown(graph):
+        try:
+            return translate(graph)
+        except NotImplementedError:
+            pass
+    return _by_pytorch(graph)
+
+
+def _by_pytorch(graph: Graph) -> onnx.ModelProto:
     try:
         program = torch.onnx.export(
             torch.export.export(closed(graph), graph.examples),

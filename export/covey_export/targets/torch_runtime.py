@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import fx
 
 from covey_export.graph import Graph
+from covey_export.passes import Node as FxNode
 from covey_export.targets import Array, Run
 from covey_shared.errors import UsageError
 from covey_shared.program import ITEM, Literal, Node, Program, Value, compile_program
@@ -69,12 +70,12 @@ def _share(weights: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> 
     return free
 
 
-def _node(node: fx.Node, number: Mapping[fx.Node, Value]) -> Node:
+def _node(node: FxNode, number: Mapping[FxNode, Value]) -> Node:
     kwargs = {k: _argument(v, number) for k, v in node.kwargs.items() if k not in DROPPED}
     return Node(_operator(node), tuple(_argument(a, number) for a in node.args), kwargs)
 
 
-def _operator(node: fx.Node) -> str:
+def _operator(node: FxNode) -> str:
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
         return str(target)
@@ -83,7 +84,7 @@ def _operator(node: fx.Node) -> str:
     raise UsageError(f"the model uses the operator {target}, which is not one of PyTorch's own, so no device has it")
 
 
-def _argument(x: Any, number: Mapping[fx.Node, Value]) -> Any:
+def _argument(x: Any, number: Mapping[FxNode, Value]) -> Any:
     if isinstance(x, fx.Node):
         return number[x]
     if isinstance(x, torch.dtype):
