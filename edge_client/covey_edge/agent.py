@@ -39,14 +39,14 @@ from covey_edge.versions import NOTHING, Held, advance
 from covey_shared import messages
 from covey_shared.bundle import Bundle
 from covey_shared.codec import Codec, codec_from_spec, dump_state, error_feedback, load_state
-from covey_shared.errors import MessageError, UsageError
+from covey_shared.errors import RemoteError, UsageError
 from covey_shared.layout import Vector
 from covey_shared.messages import Assignment, Evaluation, Task, Update
 from covey_shared.prng import derive
 
 CHECKPOINT_S = 2.0  # between two saves of a round in progress: what a kill costs at most
 MAX_REFUSALS = 5  # in a row, before the server's sentence becomes the end
-MAX_WAIT_S = 600.0
+MIN_WAIT_S, MAX_WAIT_S = 0.02, 600.0  # between check-ins, whatever the server says
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Agent:
         try:
             try:
                 self.held = await self.advance_from(held, action.version)
-            except (MessageError, Refused) as error:
+            except (RemoteError, Refused) as error:
                 if held.version == NOTHING:
                     raise
                 self.events.notice(f"starting again from the whole adapter: {error}")
@@ -188,33 +188,34 @@ class Agent:
         progress = await self.train_steps(action)
         if progress is None:
             return False
-        codec = self.device.codec()
-        name = self.device.codec_name()
-        known = self.record.codec_state if self.record.codec == name else b""
-        state = load_state(known) if known else codec.init(derive(self.device.task.seed, "codec", self.record.client))
-        parts, after = await asyncio.to_thread(codec.encode, progress.adapter - self.held.adapter, state)
-        body = self.update(action, progress, parts).to_bytes()
-        if len(body) > self.device.task.max_upload_bytes:
-            raise UsageError(
-                f"the update has {len(body):,} bytes, the server takes at most {self.device.task.max_upload_bytes:,}: "
-                "its operator has to raise the limit or choose a smaller codec"
-            )
-        pending = Pending(
-            round=action.round, attempt=action.attempt, version=action.version, body=body, codec_after=dump_state(after)
-        )
+        pending, before = await asyncio.to_thread(self.encode, action, progress)
         manifest = self.device.bundle.manifest
-        tokens = progress.step * manifest.batch_size * manifest.seq_len
         self.save(
-            pending=(pending,), codec=name, codec_state=dump_state(state),
-            trained_tokens=self.record.trained_tokens + tokens,
+            pending=(pending,), codec=self.device.codec_name(), codec_state=before,
+            trained_tokens=self.record.trained_tokens + progress.step * manifest.batch_size * manifest.seq_len,
             train_seconds=self.record.train_seconds + progress.seconds,
         )  # fmt: skip
         self.folder.forget_training()
         self.events.emit(
             "trained", round=action.round, steps=progress.step, seconds=round(progress.seconds, 3),
-            loss_before=progress.loss_before, loss_after=progress.loss_after, bytes=len(body),
+            loss_before=progress.loss_before, loss_after=progress.loss_after, bytes=len(pending.body),
         )  # fmt: skip
         return True
+
+    def encode(self, action: Train, progress: Progress) -> tuple[Pending, bytes]:
+        """The round's change as an update to send, and the codec's state until that is acknowledged."""
+        codec, task = self.device.codec(), self.device.task
+        known = self.record.codec_state if self.record.codec == self.device.codec_name() else b""
+        state = load_state(known) if known else codec.init(derive(task.seed, "codec", self.record.client))
+        parts, after = codec.encode(progress.adapter - self.held.adapter, state)
+        body = self.update(action, progress, parts).to_bytes()
+        if len(body) > task.max_upload_bytes:
+            raise UsageError(
+                f"the update has {len(body):,} bytes, the server takes at most {task.max_upload_bytes:,}: "
+                "its operator has to raise the limit or choose a smaller codec"
+            )
+        kind = {"round": action.round, "attempt": action.attempt, "version": action.version}
+        return Pending(**kind, body=body, codec_after=dump_state(after)), dump_state(state)
 
     async def train_steps(self, action: Train) -> Progress | None:
         """The finished round, or None where its deadline passed: what is done is kept in case it is opened again."""
@@ -290,7 +291,7 @@ class Agent:
 
     async def wait(self, action: Wait) -> bool:
         """Sleep as long as the server asked, with a little jitter so that devices do not march in step."""
-        seconds = min(action.seconds, MAX_WAIT_S) * (1 + 0.1 * random.random())
+        seconds = min(max(action.seconds, MIN_WAIT_S), MAX_WAIT_S) * (1 + 0.1 * random.random())
         self.events.emit("wait", seconds=round(seconds, 3))
         await asyncio.sleep(seconds)
         return True

@@ -24,7 +24,7 @@ from covey_shared.bundle import Bundle
 from covey_shared.codec import codec_from_spec, presets
 from covey_shared.errors import UsageError
 from covey_shared.layout import vector_digest
-from covey_shared.messages import Adapter, Receipt, Task
+from covey_shared.messages import Adapter, Receipt, Step, Task
 from tests.helpers_edge import (
     BYTES,
     LAYOUT,
@@ -242,15 +242,22 @@ def test_an_evaluation_that_is_declined_does_not_matter(run: Run, server: Protoc
     assert any("no evaluations here" in e["message"] for e in events(log, "notice"))
 
 
-def test_a_wrong_version_is_fetched_whole(run: Run, server: ProtocolServer) -> None:
-    """A delta that does not lead to the digest: the device starts again from the beginning, once."""
+SPOILED = {
+    "no steps": (),
+    "damaged": (Step(version=2, codec=presets.dense(), parts={"packed": b"SPK1 it is not"}),),
+}
+
+
+@pytest.mark.parametrize("steps", SPOILED)
+def test_a_wrong_version_is_fetched_whole(steps: str, run: Run, server: ProtocolServer) -> None:
+    """A delta that does not lead to the digest, or to anything: the device starts again from the beginning, once."""
     spoiled: list[str] = []
 
     async def spoil(request: web.Request) -> web.StreamResponse | None:
         if not request.path.startswith("/v1/adapter/2") or request.query["held"] == "-1":
             return None
         spoiled.append(request.query["held"])
-        return reply(Adapter(version=2, base=1, layout=LAYOUT.digest, digest="0" * 64, steps=()))
+        return reply(Adapter(version=2, base=1, layout=LAYOUT.digest, digest="0" * 64, steps=SPOILED[steps]))
 
     server.faults.append(spoil)
     record, log = run(server)
