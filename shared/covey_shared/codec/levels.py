@@ -14,7 +14,6 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,23 +72,21 @@ def _quantise(v: Vector, error: float) -> tuple[np.float32, list[_Levels]]:
     if top >= HUGE:
         raise CodecError(f"the vector holds a magnitude of {top:.3g}; the stage levels takes less than {HUGE:.3g}")
     if top < TINY:
-        nothing = np.zeros(len(v), np.uint32)
-        return np.float32(0), [
-            _Levels(p, m, np.float32(0), 0) for p, m in zip(_pieces(v), _pieces(nothing), strict=True)
-        ]
-    allowed = error * error * float(np.square(v, dtype=np.float64).sum())
+        return np.float32(0), [_Levels(p, np.zeros(len(p), np.uint32), np.float32(0), 0) for p in _pieces(v)]
+    unit = np.float32(top)  # squares of parts of it do not underflow
+    allowed = (error * top) ** 2 * sum(float(np.square(piece / unit).sum()) for piece in _pieces(v))
     step = _fit_step(v, top, allowed)
     while True:
         frames = [_levels(piece, step) for piece in _pieces(v)]
-        lost = sum(f.lost for f in frames)
+        lost = sum(frame.lost for frame in frames)
         if lost <= allowed:
             return step, frames
         step *= np.float32(0.995 * math.sqrt(allowed / lost))
 
 
-def _pieces(x: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    for at in range(0, len(x), FRAME):
-        yield x[at : at + FRAME]
+def _pieces(v: Vector) -> Iterator[Vector]:
+    for at in range(0, len(v), FRAME):
+        yield v[at : at + FRAME]
 
 
 def _fit_step(v: Vector, top: float, allowed: float) -> np.float32:
@@ -98,7 +95,7 @@ def _fit_step(v: Vector, top: float, allowed: float) -> np.float32:
     share = allowed * len(sample) / len(v)
     fine = math.sqrt(12 * allowed / len(v))  # right for small steps; a wide zero loses more, a sparse vector less
     low, high = math.log(0.25 * fine), math.log(max(2 * top, fine))
-    for _ in range(12):
+    for _ in range(11):
         middle = (low + high) / 2
         fits = _levels(sample, np.float32(math.exp(middle))).lost <= share
         low, high = (middle, high) if fits else (low, middle)
@@ -106,14 +103,14 @@ def _fit_step(v: Vector, top: float, allowed: float) -> np.float32:
 
 
 def _levels(v: Vector, step: np.float32) -> _Levels:
-    absolute = np.abs(v)
-    m = (absolute / step + ROUND).astype(np.uint32)
-    rest = absolute - m.astype(np.float32) * step
+    """Nearest levels, the best base for them, and what is lost; computed in units of the step."""
+    scaled = np.abs(v) / step
+    m = (scaled + ROUND).astype(np.uint32)
+    rest = scaled - m.astype(np.float32)
     some = m > 0
-    count = np.count_nonzero(some)
-    base = np.float32(rest.sum(where=some, dtype=np.float64) / count if count else 0)
+    base = np.float32((rest * some).sum() / max(int(some.sum()), 1))
     rest -= base * some
-    return _Levels(v, m, base, float(np.square(rest, dtype=np.float64).sum()))
+    return _Levels(v, m, base * step, float(step) ** 2 * float(np.square(rest).sum()))
 
 
 def _encode_frame(frame: _Levels) -> bytes:

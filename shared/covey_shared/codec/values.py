@@ -23,6 +23,7 @@ F32, F16, LEV, SIGN = range(4)
 MODES = ("f32", "f16", "lev", "sign", "auto")
 MAX_BYTES = {"f32": 4.0, "f16": 2.0, "lev": 4.5, "sign": 0.125, "auto": 4.5}  # of a value at most, by mode
 MAX_LEVEL = 1 << 30
+LARGEST = float(np.finfo(np.float32).max)
 
 Data = bytes | memoryview
 
@@ -66,10 +67,10 @@ def _encode_f16(v: Vector) -> Coded:
 
 def _encode_levels(v: Vector, absolute: Vector, error: float, rms: float) -> Coded:
     """Levels whose step gives the error: sqrt(12) * error * rms if values lie evenly within a level, less if not."""
-    low = absolute.min()
+    low, high = absolute.min(), float(absolute.max())
     step = np.float32(math.sqrt(12) * error * rms)
     for _ in range(20):
-        if not step > 0 or not np.isfinite(np.float32(absolute.max() + step)):
+        if not step > 0 or high + float(step) >= LARGEST:
             break  # underflow, or so close to overflow that base + step * m could be infinite
         level = np.minimum((absolute - low) / step, MAX_LEVEL).astype(np.uint32)
         rest = absolute - level.astype(np.float32) * step
