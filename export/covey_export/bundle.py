@@ -12,12 +12,13 @@ from typing import Any
 
 from covey_export.adapter import Adapted, adapt, stored_start
 from covey_export.base import Base, load_base
-from covey_export.graph import ROLES, Graph, trace
+from covey_export.graph import Graph, trace
 from covey_export.parity import prove, reference
 from covey_export.passes import clean
 from covey_export.place import check_place, put, staged
 from covey_export.recipe import Recipe
-from covey_export.targets import load_target
+from covey_export.roles import ROLES
+from covey_export.targets import writer
 from covey_export.tasks import TASKS, example_batch
 from covey_export.tokens import write_tokenizer
 from covey_shared import __version__
@@ -73,7 +74,7 @@ def _fill(recipe: Recipe, folder: Path, step: Step) -> Manifest:
     parity: dict[str, Parity] = {}
     for target in recipe.targets:
         step(f"write {target}")
-        paths[target] = load_target(target).write(graphs, folder)
+        paths[target] = writer(target)(graphs, folder)
         step(f"prove {target}")
         parity[target] = prove(target, folder, paths[target], expected)
     step("name every byte")

@@ -21,14 +21,9 @@ from torch.export.experimental import _export_forward_backward
 from torch.export.graph_signature import InputKind
 
 from covey_export.adapter import Adapted
+from covey_export.roles import ROLES
 from covey_export.tasks import Task, arguments, mean_loss, statistics
 from covey_shared.layout import Tensor as LayoutTensor
-
-ROLES = {
-    "train": (("adapter", "input_ids", "labels"), ("loss", "grad")),
-    "eval": (("adapter", "input_ids", "labels"), ("loss_sum", "n_tokens", "n_correct")),
-    "forward": (("adapter", "input_ids"), ("logits",)),
-}
 
 
 class Graph(NamedTuple):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from covey_export.adapter import Adapted, adapter_gradient, load_adapter
-from covey_export.targets import Array
+from covey_export.runtimes import Array
 from covey_export.tasks import IGNORED, Task, arguments
 from covey_shared.errors import UsageError
 from covey_shared.layout import Vector

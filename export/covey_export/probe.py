@@ -16,13 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from covey_export.targets import load_target
+from covey_export.roles import ROLES
+from covey_export.runtimes import load_library, open_role
 
-ROLES = {  # as in covey_export.graph, which would import PyTorch's tracer
-    "train": (("adapter", "input_ids", "labels"), ("loss", "grad")),
-    "eval": (("adapter", "input_ids", "labels"), ("loss_sum", "n_tokens", "n_correct")),
-    "forward": (("adapter", "input_ids"), ("logits",)),
-}
 STEPS = 5
 
 
@@ -30,12 +26,12 @@ def main(target: str, folder: Path, paths: Mapping[str, str]) -> None:
     """Run each role once, the training one a few times."""
     with np.load(folder / "probe-in.npz") as given:
         inputs = dict(given)
-    open_role = load_target(target).open_role
     outputs: dict[str, Any] = {}
     cost: dict[str, float] = {}
+    load_library(target)
     for role, (wanted, names) in ROLES.items():
         before = resident_bytes("VmRSS")
-        run = open_role(folder, paths, role)
+        run = open_role(target, folder, paths, role)
         given_here = {name: inputs[name] for name in wanted}
         outputs.update(zip(names, run(given_here), strict=True))
         if role == "train":

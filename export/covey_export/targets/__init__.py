@@ -1,32 +1,19 @@
-"""The runtimes that a bundle is written for, one file each.
+"""The runtimes that a bundle is written for, one module each with a function `write`.
 
-A target is a pair of functions: `write(graphs, folder)` puts its files below the bundle's folder and returns role ->
-path for the manifest, and `open_role(folder, paths, role)` returns one of them as a function on NumPy arrays, run by
-the real runtime, which is how a bundle proves itself. A new runtime is one file and one line here.
+`write(graphs, folder)` takes the graphs by role, puts its files below the bundle's folder and returns role -> path for
+the manifest. A new runtime is one module and one line here, and its opener in `covey_export.runtimes`.
 """
 
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from numpy.typing import NDArray
-
-Array = NDArray[Any]
-Run = Callable[[Mapping[str, Array]], list[Array]]
+Write = Callable[[Mapping[str, Any], Path], dict[str, str]]
+MODULES = {"onnx": "onnx_target", "executorch": "executorch_target", "torch": "torch_target"}
 
 
-class Target(NamedTuple):
-    """`write(graphs by role, folder) -> {role: path}` and `open_role(folder, {role: path}, role) -> run`."""
-
-    write: Callable[[Mapping[str, Any], Path], dict[str, str]]
-    open_role: Callable[[Path, Mapping[str, str], str], Run]
-
-
-MODULES = {"onnx": "onnx_runtime", "executorch": "executorch_runtime", "torch": "torch_runtime"}
-
-
-def load_target(name: str) -> Target:
-    """The target of this name; only then are its libraries imported."""
-    module = importlib.import_module(f"covey_export.targets.{MODULES[name]}")
-    return Target(module.write, module.open_role)
+def writer(name: str) -> Write:
+    """The target's `write`; only then are its libraries imported."""
+    write: Write = importlib.import_module(f"covey_export.targets.{MODULES[name]}").write
+    return write

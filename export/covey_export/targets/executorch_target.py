@@ -5,14 +5,12 @@ The methods share their weights, and each frozen weight is stored once: XNNPACK 
 """
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from covey_export.graph import ROLES, Graph, closed
-from covey_export.targets import Array, Run
+from covey_export.graph import Graph, closed
 from covey_export.targets.executorch_passes import suit_executorch
 
 MODEL = "executorch/model.pte"
@@ -39,16 +37,3 @@ def lower(graphs: Mapping[str, Graph]) -> Any:
         compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
     )
     return edge.to_executorch()
-
-
-def open_role(folder: Path, paths: Mapping[str, str], role: str) -> Run:
-    """A method of the program, run by ExecuTorch's own runtime."""
-    from executorch.runtime import Runtime
-
-    method = Runtime.get().load_program(folder / paths["model"]).load_method(role)
-    return partial(_call, method, ROLES[role][0])
-
-
-def _call(method: Any, names: tuple[str, ...], inputs: Mapping[str, Array]) -> list[Array]:
-    out = method.execute([torch.from_numpy(inputs[name]) for name in names])
-    return [x.numpy().copy() for x in out]

@@ -6,16 +6,14 @@ folds the transposes of frozen weights there, which in the file would double it.
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import onnx
 import torch
 from onnx import TensorProto
 
 from covey_export.graph import Graph, closed
-from covey_export.targets import Array, Run
 from covey_export.targets.onnx_graph import OPSET, translate, unknown
 from covey_shared.errors import UsageError
 
@@ -36,16 +34,6 @@ def write(graphs: Mapping[str, Graph], folder: Path) -> dict[str, str]:
             paths[role] = f"onnx/{role}.onnx"
             (folder / paths[role]).write_bytes(model.SerializeToString(deterministic=True))
     return paths
-
-
-def open_role(folder: Path, paths: Mapping[str, str], role: str) -> Run:
-    """A session of ONNX Runtime on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(folder / paths[role], options, providers=["CPUExecutionProvider"])
-    return partial(_call, session)
 
 
 def to_onnx(graph: Graph) -> onnx.ModelProto:
@@ -110,7 +98,3 @@ def _move_weights(model: onnx.ModelProto, weights: IO[bytes], places: dict[bytes
         tensor.data_location = TensorProto.EXTERNAL
         for name, value in (("location", WEIGHTS), ("offset", str(offset)), ("length", str(length))):
             tensor.external_data.add(key=name, value=value)
-
-
-def _call(session: Any, inputs: Mapping[str, Array]) -> list[Array]:
-    return list(session.run(None, dict(inputs)))

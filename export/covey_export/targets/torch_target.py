@@ -5,19 +5,17 @@ operators and numbers and nothing else (`covey_shared.program`), and the edge ne
 """
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import fx
 
 from covey_export.graph import Graph
 from covey_export.passes import Node as FxNode
-from covey_export.targets import Array, Run
 from covey_shared.errors import UsageError
-from covey_shared.program import ITEM, Literal, Node, Program, Value, compile_program
+from covey_shared.program import ITEM, Literal, Node, Program, Value
 
 WEIGHTS = "torch/weights.safetensors"
 DROPPED = ("layout", "pin_memory", "memory_format")  # they change where numbers lie and not which they are
@@ -34,14 +32,6 @@ def write(graphs: Mapping[str, Graph], folder: Path) -> dict[str, str]:
         (folder / paths[role]).write_bytes(to_program(graph, names).to_bytes())
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
     return paths
-
-
-def open_role(folder: Path, paths: Mapping[str, str], role: str) -> Run:
-    """Run a program with PyTorch's own operators."""
-    program = Program.from_bytes((folder / paths[role]).read_bytes())
-    weights = load_file(folder / paths["weights"])
-    run = compile_program(program, _aten, _literal)
-    return partial(_call, run, {name: weights[name] for name in program.constants})
 
 
 def to_program(graph: Graph, names: Mapping[str, str]) -> Program:
@@ -92,18 +82,3 @@ def _argument(x: Any, number: Mapping[FxNode, Value]) -> Any:
     if isinstance(x, torch.device):
         return Literal("device", "")
     return [_argument(v, number) for v in x] if isinstance(x, list | tuple) else x
-
-
-def _call(run: Any, weights: Mapping[str, torch.Tensor], inputs: Mapping[str, Array]) -> list[Array]:
-    with torch.inference_mode():
-        out = run({**weights, **{name: torch.from_numpy(x) for name, x in inputs.items()}})
-    return [x.numpy() for x in out]
-
-
-def _aten(name: str) -> Any:
-    _, packet, overload = name.split(".")
-    return getattr(getattr(torch.ops.aten, packet), overload)
-
-
-def _literal(kind: str, name: str) -> Any:
-    return torch.device("cpu") if kind == "device" else getattr(torch, name)
