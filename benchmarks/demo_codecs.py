@@ -181,7 +181,7 @@ def prepare(folder: Path, args: argparse.Namespace) -> Setting:
     """Bundle, data and trainer."""
     with quiet():
         export(
-            ExportRecipe(model=args.model, batch_size=8, seq_len=128, rank=args.rank, targets=("onnx",)),
+            ExportRecipe(model=args.model, batch_size=args.batch, seq_len=128, rank=args.rank, targets=("onnx",)),
             folder / "bundle",
         )
     bundle = Bundle.open(folder / "bundle")
@@ -204,8 +204,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="methods by name (default all)")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--model", default=str(MODEL))
@@ -224,8 +225,9 @@ def main() -> None:
                 rows.append(simulate(setting, name, methods[name], bar))
                 bar.write(summary(rows[-1], rows[0]))
     if not args.no_write:
-        meta = {"devices": args.clients, "rounds": args.rounds, "steps": args.steps, "rank": args.rank,
-                "learning_rate": args.learning_rate, "entries": setting.bundle.manifest.layout.size,
+        meta = {"devices": args.clients, "rounds": args.rounds, "steps": args.steps, "rank": args.rank, "batch": args.batch,
+                "learning_rate": args.learning_rate,
+                "entries": setting.bundle.manifest.layout.size,
                 "quick": args.quick}  # fmt: skip
         write_report("demo_codecs", meta, rows)
 

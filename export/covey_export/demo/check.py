@@ -20,7 +20,7 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Sample:
-    """The same prompt continued by the base model and by the tuned one, greedily."""
+    """The same prompt continued by the base model and by the tuned one."""
 
     prompt: str
     before: str
@@ -50,15 +50,16 @@ def mean_loss(model: Any, ids: NDArray[np.int64], labels: NDArray[np.int64]) -> 
 
 @torch.no_grad()
 def sample(base: Any, tuned: Any, model: str, prompt: str) -> Sample:
-    """Greedy continuations of `prompt`."""
+    """Continuations of `prompt`, both drawn with the same seed: greedy ones of a small model go round in circles."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
     def run(which: Any) -> str:
+        torch.manual_seed(0)
         out = which.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=GENERATE_TOKENS, do_sample=False,
-            repetition_penalty=1.1, pad_token_id=pad,
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=GENERATE_TOKENS, do_sample=True,
+            temperature=0.6, top_p=0.9, pad_token_id=pad,
         )  # fmt: skip
         text: str = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
         return text

@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--runtimes", default="onnx,executorch", help="runtimes that devices take in turn (default onnx,executorch)")
     add("--device-bytes", type=int, default=160_000, help="text on each device at most (default 160000)")
     add("--seed", type=int, default=0, help="seed of the task (default 0)")
-    add("--prompt", default="class ", help="what the model continues before and after (default 'class ')")
+    add("--prompt", default="async def ", help="what both models continue (default 'async def ')")
     add("--out", type=Path, default=Path("demo-output"), help="folder for everything it makes (default demo-output)")
 
 
@@ -68,7 +68,10 @@ def run(args: argparse.Namespace) -> int:
         learning_rate=args.learning_rate, runtimes=runtimes, device_bytes=args.device_bytes, seed=args.seed,
         prompt=args.prompt,
     )  # fmt: skip
-    return run_demo(options, Console(highlight=False))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=110)  # a log has no width of its own
+    return run_demo(options, console)
 
 
 DEMO = Command(

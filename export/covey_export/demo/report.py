@@ -80,8 +80,8 @@ def human(count: float) -> str:
 def table(run: Run, *, bits: bool) -> Table:
     """The table per device; `bits` converts nats to bits per byte, for a byte-level model."""
     scale, unit = (1 / math.log(2), "bits/byte") if bits else (1.0, "nats/token")
-    title = f"{run.label}: held-out loss in {unit}; bytes up, down, and both for dense float32"
-    out = Table(title=title, title_justify="left", box=SIMPLE_HEAVY, padding=(0, 1))
+    title = f"{run.label}: held-out loss in {unit}; bytes up, down, and dense float32 both ways"
+    out = Table(title=title, title_justify="left", box=SIMPLE_HEAVY, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("device", "runtime", "before", "after", "change", "up", "down", "dense"):
         out.add_column(name, justify="left" if name in ("device", "runtime") else "right", no_wrap=True)
     for d in run.devices:
