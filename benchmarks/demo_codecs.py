@@ -225,10 +225,8 @@ def main() -> None:
                 rows.append(simulate(setting, name, methods[name], bar))
                 bar.write(summary(rows[-1], rows[0]))
     if not args.no_write:
-        meta = {"devices": args.clients, "rounds": args.rounds, "steps": args.steps, "rank": args.rank, "batch": args.batch,
-                "learning_rate": args.learning_rate,
-                "entries": setting.bundle.manifest.layout.size,
-                "quick": args.quick}  # fmt: skip
+        chosen = ("clients", "rounds", "steps", "rank", "batch", "learning_rate", "quick")
+        meta = {name: getattr(args, name) for name in chosen} | {"entries": setting.bundle.manifest.layout.size}
         write_report("demo_codecs", meta, rows)
 
 

@@ -7,7 +7,7 @@ from covey_export.demo.corpus import DEVICE_PACKAGES
 from covey_shared.cli import Command
 from covey_shared.errors import UsageError
 
-MODEL = Path(__file__).parent / "model"
+MODEL = Path(__file__).parent / "byte-llama-1.3m"
 STRATEGY_HELP = """how changes are coded and averaged (default covey):
   covey        one sign bit an entry up, few-bit levels down, mean of the changes
   flasc        FLASC's top-k of a quarter both ways, on the difference from the seeded start

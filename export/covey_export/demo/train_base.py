@@ -1,6 +1,6 @@
 """Train the demo's base model: a byte-level Llama of about 1.2 million parameters, on the public half of the corpus.
 
-    python -m covey_export.demo.train_base --minutes 40 --out export/covey_export/demo/model
+    python -m covey_export.demo.train_base --minutes 40 --out export/covey_export/demo/byte-llama-1.3m
 
 The tokenizer is ByT5's convention (Xue et al. 2022, arXiv 2105.13626): token = byte + 3, with 0 for padding, 1 for the
 end and 2 for unknown, so a phone needs no tokenizer library. The weights are rounded to float16 before they are
@@ -111,7 +111,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=40.0, help="wall-clock minutes to train (default 40)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model", help="folder to write")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "byte-llama-1.3m", help="folder to write")
     parser.add_argument("--batch", type=int, default=16, help="windows a step (default 16)")
     parser.add_argument("--seq-len", type=int, default=256, help="bytes a window (default 256)")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate of AdamW (default 0.003)")
