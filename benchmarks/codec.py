@@ -2,9 +2,9 @@
 
     python benchmarks/codec.py [--quick] [--sizes 327680 2442240 11272192] [--repeats 7]
 
-Sparse: exact top-k, then SPK1 with a relative error of 10 % of the values. Dense: signs, and LVL1 at several errors.
-Candidates take turns within one process on one thread, and each time is the median of CPU times, so that a busy
-machine disturbs the ratios little. Prints tables and writes benchmarks/results/codec.json.
+Sparse: exact top-k, then SPK1 with a relative error of 10 % of the values. Dense: signs, and levels at several errors,
+LVL1 (`levels`) beside SPK1 (`lev`). Candidates take turns within one process on one thread, and each time is the median
+of CPU times, so that a busy machine disturbs the ratios little. Prints tables and writes benchmarks/results/codec.json.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from covey_shared.codec import presets as preset
 from covey_shared.codec.spk1 import decode, encode
 from covey_shared.entries import Entries
 from covey_shared.layout import Layout, Tensor, Vector
-from covey_shared.messages import Spec
+from covey_shared.messages import Spec, StageSpec
 
 SIZES = (327_680, 2_442_240, 11_272_192)  # LoRA of a toy, of a 135M (r=8) and of a 1B model (r=16), every linear layer
 DENSITIES = (4, 16, 64, 256)
@@ -125,7 +125,10 @@ def sparse_row(name: str, x: Vector, one_in: int, repeats: int) -> Row:
 def dense_rows(name: str, x: Vector, repeats: int) -> Iterator[Row]:
     """Signs, and levels at each error: bits a coordinate against the error of the whole vector."""
     layout = layout_of(len(x))
-    chains: dict[str, Spec] = {"sign": preset.sign(), **{f"levels {e}": preset.levels(e) for e in ERRORS}}
+    chains: dict[str, Spec] = {"sign": preset.sign()}
+    for e in ERRORS:
+        chains[f"levels {e}"] = preset.levels(e)
+        chains[f"lev {e}"] = (StageSpec(name="pack", args={"values": "lev", "error": e}),)
     for label, spec in chains.items():
         codec = codec_from_spec(spec, layout)
         state = codec.init(0)
