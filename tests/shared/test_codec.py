@@ -3,6 +3,7 @@
 import struct
 import zlib
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import msgpack
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from covey_shared import codec as package
-from covey_shared.codec import Stage, chain, codec_from_spec, dump_state, error_feedback, load_state, presets
+from covey_shared.codec import Stage, chain, codec_from_spec, dump_state, error_feedback, load_state, presets, spk1
 from covey_shared.codec.chain import Reach, State
 from covey_shared.entries import Entries
 from covey_shared.errors import CodecError, PayloadError
@@ -91,6 +92,27 @@ def test_segments_take_turns_and_cover_everything() -> None:
         assert sorted(start for start, _ in set(seen))[0] == 0
         firsts.add(seen[0])
     assert len(firsts) == 4, "every segment is some device's first"
+
+
+@pytest.mark.parametrize(("size", "count"), [(7, 7), (7, 3), (10, 4), (103, 20), (5, 1)])
+def test_segments_are_told_apart(size: int, count: int) -> None:
+    """Every run is accepted exactly if it lies within one segment."""
+    codec = codec_from_spec(spec(("segment", {"count": count}), PACK), layout_of(size))
+    cuts = [size * i // count for i in range(count + 1)]
+    for first in range(size):
+        for last in range(first, min(size, first + codec.max_entries)):
+            run = Entries(size, slice(first, last + 1), np.ones(last + 1 - first, np.float32))
+            parts = {"packed": spk1.encode(run, layout_of(size).short_id)}
+            if any(a <= first and last < b for a, b in pairwise(cuts)):
+                assert codec.decode(parts).where == run.where
+            else:
+                with pytest.raises(PayloadError, match="do not lie in one of the"):
+                    codec.decode(parts)
+
+
+def test_a_hostile_count_costs_nothing() -> None:
+    layout = Layout((Tensor(name="t", shape=(2**31 - 1,), kind="block", init="zeros"),))
+    assert codec_from_spec(spec(("segment", {"count": 2**31 - 1}), PACK), layout).max_entries == 1
 
 
 def test_tensor_scale_suits_each_tensor() -> None:

@@ -8,7 +8,6 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,23 +66,23 @@ def _segment(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
     count = _whole(spec, _arguments(spec, {"count": None})["count"], "count", 1, layout.size)
     if reach != Reach(layout.size, contiguous=True):
         raise CodecError("the stage segment cuts the whole vector: put it first, and once")
-    bounds = [layout.size * i // count for i in range(count + 1)]
+    n = layout.size
 
     def encode(entries: Entries, state: State) -> tuple[Entries, bytes, State]:
         if type(state) is not int or not 0 <= state < count:
             raise CodecError(f"the state of segment must be 0..{count - 1}, got {str(state)[:40]}; make one with init")
-        where = slice(bounds[state], bounds[state + 1])
-        return Entries(entries.size, where, entries.values[where]), b"", (state + 1) % count
+        where = slice(n * state // count, n * (state + 1) // count)
+        return Entries(n, where, entries.values[where]), b"", (state + 1) % count
 
     def decode(entries: Entries | None, part: bytes) -> Entries:
         assert entries is not None
         first, last = _span(entries)
-        segment = next(i for i in range(count) if first < bounds[i + 1])
-        if last >= bounds[segment + 1]:
+        segment = ((first + 1) * count - 1) // n  # the last one that begins at or before `first`
+        if last >= n * (segment + 1) // count:
             raise PayloadError(f"entries {first:,} to {last:,} do not lie in one of the {count} segments")
         return entries
 
-    leaves = Reach(max(b - a for a, b in pairwise(bounds)), contiguous=True)
+    leaves = Reach(-(-n // count), contiguous=True)
     return _filter(spec, leaves, encode, decode, init=lambda seed: int(draws(seed, 0, 1)[0] % np.uint64(count)))
 
 
