@@ -43,7 +43,7 @@ def adapt(base: Base, recipe: Recipe) -> Adapted:
     torch.manual_seed(recipe.seed)
     try:
         model = get_peft_model(base.model, config)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UsageError(f"{recipe.model} takes no LoRA with these --target-modules: {error}") from None
     model.eval()
     names, parameters = _names(model)
@@ -74,7 +74,7 @@ def adapter_gradient(adapted: Adapted) -> Vector:
 
 
 def _targets(model: Any, recipe: Recipe, fresh: tuple[str, ...]) -> list[str] | str:
-    linear = _linear_modules(model, fresh)
+    linear = _linear_modules(model, fresh, recipe)
     wanted = recipe.target_modules
     if wanted == (ALL_LINEAR,):
         if not linear:
@@ -92,16 +92,22 @@ def _targets(model: Any, recipe: Recipe, fresh: tuple[str, ...]) -> list[str] | 
     return sorted(wanted)
 
 
-def _linear_modules(model: Any, fresh: tuple[str, ...]) -> list[str]:
+def _linear_modules(model: Any, fresh: tuple[str, ...], recipe: Recipe) -> list[str]:
     """Names of the linear layers but for the output embedding, which is tied or huge, and the new heads."""
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and module is not output
-        and not any(name == f or name.startswith(f"{f}.") for f in (*fresh, "classifier", "score"))
+        if isinstance(module, nn.Linear | Conv1D) and module is not output and not _is_head(name, fresh, recipe)
     ]
+
+
+def _is_head(name: str, fresh: tuple[str, ...], recipe: Recipe) -> bool:
+    """Whether PEFT trains the module whole: it looks for heads by how names end, so `pre_classifier` is one too."""
+    heads = ("classifier", "score") if recipe.task == "sequence-classification" else ()
+    return any(name == f or name.startswith(f"{f}.") for f in fresh) or any(
+        part.endswith(heads) for part in name.split(".") if heads
+    )
 
 
 def _names(model: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

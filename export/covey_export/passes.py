@@ -96,7 +96,8 @@ def fold_constants(graph: Graph) -> None:
     for node in calls(graph):
         value = values.get(node)
         used = any(user not in values for user in node.users)
-        if isinstance(value, Tensor) and used and _bytes(value) <= FOLD_LIMIT and node.all_input_nodes:
+        filled = node.target is aten.full.default  # one number, however large its shape
+        if isinstance(value, Tensor) and used and _bytes(value) <= FOLD_LIMIT and not filled:
             _freeze(graph, node, value)
 
 

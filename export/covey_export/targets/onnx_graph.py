@@ -312,16 +312,26 @@ def _bitwise(kind: str) -> Translate:
 
 
 def _index(b: Builder, n: Node) -> str:
-    """x[i] and x[i, j, ...] with index tensors for the first dimensions."""
-    x, indices = n.args
+    """x[i, j, ...] with index tensors for the first dimensions."""
+    return str(b.op("GatherND", b.value(n.args[0]), _coordinates(b, n.args[1])))
+
+
+def _index_put(b: Builder, n: Node) -> str:
+    x, indices, values = n.args[:3]
+    shape = [*torch.broadcast_shapes(*(i.meta["val"].shape for i in indices)), *_shape(x)[len(indices) :]]
+    updates = b.op("Expand", b.value(values), b.constant(shape))
+    reduction = "add" if _arg(n, 3, "accumulate", False) else "none"
+    return str(b.op("ScatterND", b.value(x), _coordinates(b, indices), updates, reduction=reduction))
+
+
+def _coordinates(b: Builder, indices: Any) -> str:
+    """The index tensors as one whose last dimension runs over them."""
     if any(i is None or _dtype(i) is torch.bool for i in indices):
         raise NotImplementedError("index with masks or gaps")
-    if len(indices) == 1:
-        return str(b.op("Gather", b.value(x), b.value(indices[0])))
     shape = torch.broadcast_shapes(*(i.meta["val"].shape for i in indices))
-    parts = [b.op("Expand", b.value(i), b.constant([*shape])) for i in indices]
+    parts = [b.op("Expand", b.value(i, torch.int64), b.constant([*shape])) for i in indices]
     parts = [b.op("Unsqueeze", p, b.constant([len(shape)])) for p in parts]
-    return str(b.op("GatherND", b.value(x), b.op("Concat", *parts, axis=len(shape))))
+    return str(b.op("Concat", *parts, axis=len(shape)))
 
 
 TABLE: dict[Any, Translate] = {
@@ -380,4 +390,6 @@ TABLE: dict[Any, Translate] = {
     aten.bitwise_or.Tensor: _bitwise("Or"),
     aten.bitwise_not.default: _bitwise("Not"),
     aten.index.Tensor: _index,
+    aten.index_put.default: _index_put,
+    aten.cumsum.default: lambda b, n: b.op("CumSum", b.value(n.args[0], _dtype(n)), b.constant(n.args[1])),
 }  # fmt: skip
