@@ -68,7 +68,11 @@ def load_adapter(adapted: Adapted, vector: Vector) -> None:
 
 def adapter_gradient(adapted: Adapted) -> Vector:
     """The gradients that a backward pass left, as PEFT names them, in the layout's order."""
-    trained = {n: p.grad for n, p in adapted.model.named_parameters() if p.requires_grad}
+    trained = {  # a module that the model never calls has no gradient
+        n: torch.zeros_like(p) if p.grad is None else p.grad
+        for n, p in adapted.model.named_parameters()
+        if p.requires_grad
+    }
     saved = get_peft_model_state_dict(adapted.model, state_dict=trained, save_embedding_layers=False)
     return adapted.layout.join({name: _array(value) for name, value in saved.items()})
 

@@ -82,7 +82,7 @@ def _check_length(config: Any, recipe: Recipe) -> None:
     most = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     if config.model_type in ("roberta", "xlm-roberta", "camembert") and most:
         most -= config.pad_token_id + 1  # their positions start after the padding's
-    if most and recipe.seq_len > most:
+    if most and 0 < most < recipe.seq_len:
         raise UsageError(f"--seq-len is {recipe.seq_len}, but {recipe.model} has positions for {most} tokens only")
 
 

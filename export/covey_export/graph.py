@@ -21,6 +21,7 @@ from torch.export.experimental import _export_forward_backward
 from torch.export.graph_signature import InputKind
 
 from covey_export.adapter import Adapted
+from covey_export.blame import blamed
 from covey_export.roles import ROLES
 from covey_export.tasks import Task, arguments, mean_loss, statistics
 from covey_shared.layout import Tensor as LayoutTensor
@@ -52,7 +53,10 @@ def trace(role: str, adapted: Adapted, task: Task, batch: dict[str, Tensor], pad
     module = _Functional(adapted, _heads(task)[role], task, pad_id)
     for parameter in adapted.model.parameters():
         parameter.requires_grad_(False)
-    with _unscaled(adapted):
+    with (
+        _unscaled(adapted),
+        blamed(f"{type(module.model).__name__} cannot be exported, tracing its {role} graph stops"),
+    ):
         if role == "train":
             examples[0].requires_grad_()
             program = _export_forward_backward(export(module, examples))

@@ -1,6 +1,7 @@
 """Silence for what other people's libraries say while we work, so that the one sentence that matters can be seen."""
 
 import contextlib
+import io
 import logging
 import os
 import warnings
@@ -9,14 +10,18 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Within it: no warnings, and no log records below CRITICAL. Set COVEY_VERBOSE=1 to hear everything."""
+    """Within it: no warnings, no log records below CRITICAL, and nothing printed to `sys.stdout` and `sys.stderr`.
+
+    Set COVEY_VERBOSE=1 to hear everything.
+    """
     if os.environ.get("COVEY_VERBOSE"):
         yield
         return
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
+    sink = io.StringIO()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
             warnings.simplefilter("ignore")
             _hide_bars()
             yield

@@ -1,5 +1,9 @@
 """The export with a progress bar and without other people's noise."""
 
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -9,23 +13,44 @@ from covey_export.quiet import quiet
 from covey_export.recipe import Recipe
 from covey_shared.bundle import Bundle
 
+BAR = "{desc} {bar} {n_fmt}/{total_fmt} {elapsed}"
+
 
 def export_with_progress(recipe: Recipe, out: Path, *, force: bool) -> Bundle:
     """Run the export; the bar is on stderr, and only on a terminal."""
     check_place(out, force)  # before the libraries load, which takes seconds
-    with quiet():  # the imports too: peft's are the loudest
+    with (
+        tqdm(total=1, desc=f"{'load libraries':<24}", disable=None, file=sys.stderr, bar_format=BAR) as bar,
+        _ticking(bar),
+        quiet(),  # the imports too: peft's are the loudest
+    ):
         from covey_export.bundle import export, stages
 
-        with tqdm(total=stages(recipe), disable=None, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} {elapsed}") as bar:
-            begun = 0
+        bar.total = stages(recipe) + 1
 
-            def step(name: str) -> None:
-                nonlocal begun
-                bar.update(1 if begun else 0)
-                bar.set_description(f"{name:<24.24}")
-                begun += 1
+        def step(name: str) -> None:
+            bar.update()
+            bar.set_description(f"{name:<24.24}")
 
-            bundle = export(recipe, out, force=force, step=step)
-            bar.update(1)
-            bar.set_description(f"{'done':<24}")
+        bundle = export(recipe, out, force=force, step=step)
+        bar.update()
+        bar.set_description(f"{'done':<24}")
     return bundle
+
+
+@contextlib.contextmanager
+def _ticking(bar: "tqdm[None]") -> Iterator[None]:
+    """Redraw the bar each second: lowering a model is one step and may take minutes."""
+    done = threading.Event()
+
+    def tick() -> None:
+        while not done.wait(1):
+            bar.refresh()
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from covey_export.blame import blamed
 from covey_export.graph import Graph, closed
 from covey_export.targets.executorch_passes import suit_executorch
 
@@ -31,9 +32,10 @@ def lower(graphs: Mapping[str, Graph]) -> Any:
 
     suited = {role: suit_executorch(graph) for role, graph in graphs.items()}
     programs = {role: torch.export.export(closed(graph), graph.examples) for role, graph in suited.items()}
-    edge = to_edge_transform_and_lower(
-        programs,
-        partitioner=[XnnpackPartitioner(force_fp32_dynamic_linear=True)],
-        compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
-    )
-    return edge.to_executorch()
+    with blamed("ExecuTorch cannot hold this model's graphs"):
+        edge = to_edge_transform_and_lower(
+            programs,
+            partitioner=[XnnpackPartitioner(force_fp32_dynamic_linear=True)],
+            compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
+        )
+        return edge.to_executorch()

@@ -13,9 +13,9 @@ import onnx
 import torch
 from onnx import TensorProto
 
+from covey_export.blame import blamed
 from covey_export.graph import Graph, closed
 from covey_export.targets.onnx_graph import OPSET, translate, unknown
-from covey_shared.errors import UsageError
 
 WEIGHTS = "weights.bin"
 ALIGNMENT = 4096  # a page, so that ONNX Runtime can map the weights instead of copying them
@@ -47,14 +47,12 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
 
 
 def _by_pytorch(graph: Graph) -> onnx.ModelProto:
-    try:
+    with blamed(f"ONNX cannot hold this model's {graph.role} graph"):
         program = torch.onnx.export(
             torch.export.export(closed(graph), graph.examples),
             dynamo=True, opset_version=OPSET, optimize=True, verbose=False,
             input_names=list(graph.inputs), output_names=list(graph.outputs),
         )  # fmt: skip
-    except torch.onnx.errors.OnnxExporterError as error:
-        raise UsageError(f"ONNX cannot hold this model's {graph.role} graph: {_cause(error)}") from None
     assert program is not None  # None is for the old exporter only
     model: onnx.ModelProto = program.model_proto
     model.producer_name, model.producer_version, model.doc_string = "covey", "", ""
@@ -65,13 +63,6 @@ def _by_pytorch(graph: Graph) -> onnx.ModelProto:
         del value.metadata_props[:]
     del model.graph.metadata_props[:], model.metadata_props[:]
     return model
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost reason's first line: it names the operator."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).strip().splitlines()[0][:300]
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
