@@ -18,7 +18,7 @@ Each device gets one package of the Python standard library as its private text.
 that was trained on the single-file modules and never saw the packages.
 
 examples:
-  covey demo                           eight devices, 20 rounds, about three minutes on two cores
+  covey demo                           eight devices, 16 rounds, about three minutes on two cores
   covey demo --compare-dense           the same again with dense float32 LoRA, side by side
   covey demo --strategy flasc          FLASC's top-k instead
   covey demo --model ./my-model        another causal LM: a Hugging Face folder or hub id
@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--strategy", choices=("covey", "flasc", "flasc-paper", "dense"), default="covey", help=STRATEGY_HELP)
     add("--compare-dense", action="store_true", help="also run dense float32 LoRA and compare")
     add("--clients", type=int, default=8, help=f"devices, 1 to {len(DEVICE_PACKAGES)} (default 8)")
-    add("--rounds", type=int, default=20, help="rounds (default 20)")
+    add("--rounds", type=int, default=16, help="rounds (default 16)")
     add("--steps", type=int, default=10, help="local training steps a round (default 10)")
     add("--rank", type=int, default=8, help="LoRA rank (default 8)")
     add("--batch", type=int, default=4, help="windows a step (default 4)")

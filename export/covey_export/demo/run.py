@@ -181,7 +181,8 @@ def start_client(options: Options, index: int, url: str, folder: Path) -> Proces
     args = [
         "join", url, "--data", str(options.out / "devices" / package), "--name", package, "--runtime", runtime,
         "--state", str(folder / "clients" / package), "--cache", str(options.out / "cache"), "--events", str(events),
-        "--save-heldout", str(folder / f"{package}.npz"), "--holdout", "0.15", "--threads", "1", "--quiet",
+        "--save-heldout", str(folder / f"{package}.npz"), "--holdout", "0.15", "--eval-every", "4",
+        "--threads", "1", "--quiet",
     ]  # fmt: skip
     return spawn(package, runtime, args, folder / f"{package}.log", events)
 
