@@ -40,10 +40,10 @@ def load_base(recipe: Recipe) -> Base:
         torch.manual_seed(recipe.seed)
         model, info = getattr(transformers, TASKS[recipe.task].auto_class).from_pretrained(
             source, config=config, dtype=torch.float32, attn_implementation="eager",
-            use_safetensors=True, output_loading_info=True,
+            use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise UsageError(_why_not(recipe, error)) from None
     model.eval()
     model.config.use_cache = False
@@ -51,7 +51,7 @@ def load_base(recipe: Recipe) -> Base:
     return Base(
         model=model, tokenizer=tokenizer, source=source, model_id=recipe.model_id or _name(recipe.model),
         revision=_revision(source, config), licence=_licence(source),
-        parameters=sum(p.numel() for p in model.parameters()), fresh=_fresh(model, info["missing_keys"], recipe),
+        parameters=sum(p.numel() for p in model.parameters()), fresh=_fresh(model, info, recipe),
     )  # fmt: skip
 
 
@@ -115,15 +115,19 @@ def _settle_padding(model: Any, tokenizer: Any, recipe: Recipe) -> None:
         raise UsageError(f"{recipe.model} is a regression head with one output; pass --num-labels for a classifier")
 
 
-def _fresh(model: Any, missing: set[str], recipe: Recipe) -> tuple[str, ...]:
-    """The head's modules among what the checkpoint lacks; anything else means that it is another kind of model."""
+def _fresh(model: Any, info: dict[str, Any], recipe: Recipe) -> tuple[str, ...]:
+    """The head's modules among what the checkpoint lacks or has in another size, a head for other labels say.
+
+    Anything else means that it is another kind of model.
+    """
+    missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     backbone = f"{model.base_model_prefix}."
     alien = sorted(k for k in missing if k.startswith(backbone) and ".pooler." not in k)
     if alien or (missing and recipe.task == "causal-lm"):
         first = (alien or sorted(missing))[0]
         raise UsageError(
-            f"{recipe.model} is not a whole {type(model).__name__}: its weights lack {first!r}; "
-            f"is it a model for {recipe.task}?"
+            f"{recipe.model} is not a whole {type(model).__name__}: its weights lack {first!r} or have it in another "
+            f"size; is it a model for {recipe.task}?"
         )
     owners = {k.rpartition(".")[0] if k.startswith(backbone) else k.partition(".")[0] for k in missing}
     return tuple(sorted(owners))

@@ -155,7 +155,7 @@ def powers(graph: Graph) -> None:
         replace(node, aten.mul.Tensor, (x, node.args[0]))
 
 
-SCALING = (aten.mul.Scalar, aten.div.Scalar)
+SCALING = (aten.mul.Scalar, aten.div.Scalar, aten.mul.Tensor, aten.div.Tensor)
 
 
 def late_expand(graph: Graph) -> None:
@@ -164,7 +164,8 @@ def late_expand(graph: Graph) -> None:
     The gradient of a mean is a column, repeated and then divided.
     """
     for node in calls(graph):
-        if node.target in SCALING and node.args[0].target is aten.expand.default:
+        by_number = node.target in SCALING and isinstance(node.args[1], int | float)
+        if by_number and calls_to(node.args[0], aten.expand.default):
             small, shape = node.args[0].args[:2]
             replace(node, aten.expand.default, (before(node, node.target, (small, *node.args[1:])), shape))
     for node in calls(graph):
