@@ -10,8 +10,8 @@ from covey_shared.bundle import Bundle
 from covey_shared.errors import UsageError
 from tests.helpers_export import CLASSIFIER, FAMILIES, export_model, export_tiny
 
-# Two of each kind run always; the others with `make test-slow`, together with ExecuTorch for all.
-ALWAYS = ("qwen2", "gpt2", "roberta", "distilbert")
+# One of each kind runs always; the others with `make test-slow`, together with ExecuTorch for all.
+ALWAYS = ("qwen2", "distilbert")
 TRACEABLE = [name for name in FAMILIES if name != "longformer"]
 ON_EACH_RUN = [pytest.param(n, marks=() if n in ALWAYS else pytest.mark.slow) for n in TRACEABLE]
 
