@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from covey_export.graph import Graph
-from covey_export.targets.onnx_graph import TABLE, translate, unknown
+from covey_export.targets.onnx_graph import translate, unknown
+from covey_export.targets.onnx_operators import TABLE
 
 aten = torch.ops.aten
 pytestmark = pytest.mark.filterwarnings("ignore")
