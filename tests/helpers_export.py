@@ -5,7 +5,10 @@ from typing import Any, NamedTuple
 
 from covey_export.quiet import quiet
 from covey_export.recipe import Recipe
+from covey_export.threads import wait_passively
 from covey_shared.bundle import Bundle
+
+wait_passively()
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz", *(f"w{i}" for i in range(34))]

@@ -18,6 +18,7 @@ import numpy as np
 
 from covey_export.roles import ROLES
 from covey_export.runtimes import load_library, open_role
+from covey_export.threads import wait_passively
 
 STEPS = 5
 
@@ -28,6 +29,7 @@ def main(target: str, folder: Path, paths: Mapping[str, str]) -> None:
         inputs = dict(given)
     outputs: dict[str, Any] = {}
     cost: dict[str, float] = {}
+    wait_passively()
     load_library(target)
     for role, (wanted, names) in ROLES.items():
         before = resident_bytes("VmRSS")

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from covey_export.place import check_place
 from covey_export.quiet import quiet
 from covey_export.recipe import Recipe
+from covey_export.threads import wait_passively
 from covey_shared.bundle import Bundle
 
 BAR = "{desc} {bar} {n_fmt}/{total_fmt} {elapsed}"
@@ -18,6 +19,7 @@ BAR = "{desc} {bar} {n_fmt}/{total_fmt} {elapsed}"
 
 def export_with_progress(recipe: Recipe, out: Path, *, force: bool) -> Bundle:
     """Run the export; the bar is on stderr, and only on a terminal."""
+    wait_passively()
     check_place(out, force)  # before the libraries load, which takes seconds
     with (
         tqdm(total=1, desc=f"{'load libraries':<24}", disable=None, file=sys.stderr, bar_format=BAR) as bar,
