@@ -23,7 +23,9 @@ def render(status: dict[str, Any]) -> str:
     round_ = status["round"]
     head = f"{status['task']}: {status['state']}, version {status['version']} of {status['rounds']}"
     now = (
-        f"round {round_['number']} is {round_['phase']}: {len(round_['accepted'])} of {round_['target']} updates, "
+        f"all {status['rounds']} rounds are done"
+        if round_["phase"] == "done"
+        else f"round {round_['number']} is {round_['phase']}: {len(round_['accepted'])} of {round_['target']} updates, "
         f"{len(round_['assigned'])} devices assigned"
     )
     sent = status["bytes"]
