@@ -8,6 +8,7 @@ messages, which are what crosses the socket. Writes benchmarks/results/demo_code
 """
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from report import write_report
+from report import RESULTS, write_report
 from tqdm import tqdm
 
 from covey_edge import local
@@ -37,6 +38,8 @@ from covey_shared.codec.chain import Codec
 from covey_shared.layout import Layout, Vector, vector_digest
 from covey_shared.messages import Adapter, LocalConfig, Scalar, Spec, Step, Update
 from covey_shared.prng import derive
+
+DOCS = Path(__file__).parent.parent / "docs" / "demo.md"
 
 
 class Method(NamedTuple):
@@ -208,7 +211,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--model", default=str(MODEL))
     parser.add_argument("--no-write", action="store_true", help="print only")
+    parser.add_argument("--render", action="store_true", help="only write the last result's table into docs/demo.md")
     args = parser.parse_args()
+    if args.render:
+        return render()
     methods = make_methods()
     names = args.only or list(methods)
     if args.quick:
@@ -225,6 +231,24 @@ def main() -> None:
         chosen = ("clients", "rounds", "steps", "rank", "batch", "learning_rate", "quick")
         meta = {name: getattr(args, name) for name in chosen} | {"entries": setting.bundle.manifest.layout.size}
         write_report("demo_codecs", meta, rows)
+
+
+def render() -> None:
+    """Put the committed result into docs/demo.md, so that no number there is typed by hand."""
+    data = json.loads((RESULTS / "demo_codecs.json").read_text())
+    base = data["rows"][0]
+    lines = [
+        "| up / down | held-out loss (nats) | against dense | fewer bytes than float32 |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for row in data["rows"]:
+        change = row["loss_after"] / base["loss_after"] - 1
+        ratio = row["fewer_bytes_than_float32"]
+        lines.append(f"| {row['method']} | {row['loss_after']:.4f} | {change:+.2%} | {ratio:.1f} |")
+    lines.append(f"\n{data['meta']['rounds']} rounds, one seed; before training {base['loss_before']:.4f}.")
+    before, _, rest = DOCS.read_text().partition("<!-- results -->")
+    _, _, after = rest.partition("<!-- /results -->")
+    DOCS.write_text(before + "<!-- results -->\n" + "\n".join(lines) + "\n<!-- /results -->" + after)
 
 
 def summary(row: dict[str, Any], baseline: dict[str, Any]) -> str:
