@@ -27,21 +27,26 @@ def load_library(target: str) -> None:
     importlib.import_module(LIBRARIES[target])
 
 
-def open_role(target: str, folder: Path, paths: Mapping[str, str], role: str) -> Run:
-    """One graph of a bundle's folder; `paths` is what the manifest has for the target, role -> path."""
-    return OPENERS[target](folder, paths, role)
+def open_role(target: str, folder: Path, paths: Mapping[str, str], role: str, threads: int = 0) -> Run:
+    """One graph of a bundle's folder; `paths` is what the manifest has for the target, role -> path.
+
+    `threads` 0 leaves it to the runtime; ExecuTorch always has its own number.
+    """
+    return OPENERS[target](folder, paths, role, threads)
 
 
-def _open_onnx(folder: Path, paths: Mapping[str, str], role: str) -> Run:
+def _open_onnx(folder: Path, paths: Mapping[str, str], role: str, threads: int) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as in covey_export.threads
     session = onnxruntime.InferenceSession(folder / paths[role], options, providers=["CPUExecutionProvider"])
     return lambda inputs: list(session.run(None, dict(inputs)))
 
 
-def _open_executorch(folder: Path, paths: Mapping[str, str], role: str) -> Run:
+def _open_executorch(folder: Path, paths: Mapping[str, str], role: str, threads: int) -> Run:
     import torch
     from executorch.runtime import Runtime
 
@@ -54,9 +59,12 @@ def _open_executorch(folder: Path, paths: Mapping[str, str], role: str) -> Run:
     return run
 
 
-def _open_torch(folder: Path, paths: Mapping[str, str], role: str) -> Run:
+def _open_torch(folder: Path, paths: Mapping[str, str], role: str, threads: int) -> Run:
+    import torch
     from safetensors.torch import load_file
 
+    if threads:
+        torch.set_num_threads(threads)
     program = Program.from_bytes((folder / paths[role]).read_bytes())
     weights = load_file(folder / paths["weights"])
     run = compile_program(program, _aten, _literal)
