@@ -170,7 +170,12 @@ def test_ctrl_c_loses_nothing(lm: Bundle, text: Path, tmp_path: Path) -> None:
 def start(*arguments: object) -> subprocess.Popen[str]:
     """The command in a process of its own."""
     command = [sys.executable, "-m", "covey_shared.cli", "join", *map(str, arguments), "--quiet"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
+
+
+def heed_ctrl_c() -> None:
+    """A suite that a shell runs in the background inherits an ignored SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def history(server: Served) -> list[dict[str, Any]]:
