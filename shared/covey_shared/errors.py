@@ -8,6 +8,7 @@
     ├── CodecError            our own misuse of a codec: a value that it cannot encode, an unknown stage
     └── RemoteError           the other side sent something wrong; carries the HTTP status that a server answers with
         ├── PayloadError      ... bytes of the packed format, or of a codec stage
+        ├── SignatureError    ... a key or a signature
         └── MessageError      ... a msgpack message
 
 The message of each is one sentence that names the cause and, where there is one, the next step: `covey` prints it as
@@ -53,3 +54,10 @@ class PayloadError(RemoteError):
 
 class MessageError(RemoteError):
     """Bytes that are not a valid message."""
+
+
+class SignatureError(RemoteError):
+    """A key or a signature that does not hold."""
+
+    def __init__(self, message: str, status: int = 401):
+        super().__init__(message, status)
