@@ -1,10 +1,12 @@
 """For the server tests: a tiny bundle, a device that is honest NumPy, and the real server in a thread or a process."""
 
 import asyncio
+import functools
 import hashlib
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,16 +21,32 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from covey_server import task_file
+from covey_server.admin import make_admin
 from covey_server.aggregator import Aggregator
 from covey_server.app import RUNNER, make_app
+from covey_server.guard import DOOR, Door
 from covey_server.run import open_run
 from covey_shared.bundle import Bundle
 from covey_shared.codec import codec_from_spec
+from covey_shared.keys import PrivateKey
 from covey_shared.layout import Layout, Tensor, Vector, vector_digest
 from covey_shared.manifest import File, Manifest, Parity, Tokenizer
-from covey_shared.messages import Adapter, Assignment, CheckIn, Evaluation, Receipt, Task, Update
+from covey_shared.messages import (
+    Adapter,
+    Assignment,
+    CheckIn,
+    Enroll,
+    Evaluation,
+    Hello,
+    Receipt,
+    Refusal,
+    Task,
+    Update,
+)
+from covey_shared.signing import sign_request
 
 MSGPACK = {"Content-Type": "application/msgpack"}
 LAYOUT = Layout(
@@ -86,12 +104,79 @@ class Answer:
     headers: dict[str, str]
 
 
-def call(url: str, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Answer:
-    """One request on a connection of its own."""
+def call(
+    url: str,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
+    who: str = "tester",
+) -> Answer:
+    """One request, signed by a device that enrolls itself where it is not known; on a connection of its own.
+
+    Who it is about signs it: the name at the end of an address of updates and evaluations, else `who`.
+    """
+    if path.startswith(("/v1/updates/", "/v1/evaluations/")):
+        who = path.rpartition("/")[2]
+        who = who if re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", who) else "tester"
+    given = headers if headers is not None else (MSGPACK if body else {})
+    while True:
+        answer = send(url, method, path, body, {**given, **signature(url, who, method, path, body or b"")})
+        if "Covey-Nonce" in answer.headers:
+            NONCES[url, who] = answer.headers["Covey-Nonce"]
+        code = code_of(answer.body) if answer.status in (401, 429) else ""
+        if code == "slow_down":
+            time.sleep(Refusal.from_bytes(answer.body).retry_after_s)
+        elif code == "unknown_device":
+            enrolled = enroll(url, who)
+            if enrolled.status != 200:
+                return enrolled
+        elif code != "stale_nonce":
+            return answer
+
+
+NONCES: dict[tuple[str, str], str] = {}
+ADMIN: dict[str, str] = {}  # a server's address for devices -> the one for its operator
+
+
+@functools.cache
+def key_of(who: str) -> PrivateKey:
+    """The key of a name, the same in every test."""
+    seed = hashlib.sha256(who.encode()).digest()
+    return PrivateKey("ed25519", ed25519.Ed25519PrivateKey.from_private_bytes(seed))
+
+
+def signature(url: str, who: str, method: str, path: str, body: bytes) -> dict[str, str]:
+    """Headers that sign a request as the device `who`."""
+    nonce = NONCES.pop((url, who), "") or Hello.from_bytes(send(url, "GET", "/v1/hello").body).nonce
+    return sign_request(key_of(who), method, path, body, nonce)
+
+
+def signed_head(url: str, method: str, path: str, body: bytes, framing: str = "") -> bytes:
+    """The head of a request as bytes, signed by whom its address names; `framing` instead of its Content-Length."""
+    headers = {"Host": "x", **MSGPACK, **signature(url, path.rpartition("/")[2], method, path, body)}
+    lines = [f"{name}: {value}" for name, value in headers.items()]
+    framing = framing or f"Content-Length: {len(body)}"
+    return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, framing, "", ""]).encode()
+
+
+def enroll(url: str, who: str, code: str = "") -> Answer:
+    """The answer to an enrolment under the name `who`."""
+    body = Enroll(client=who, code=code).to_bytes()
+    return send(url, "POST", "/v1/enroll", body, {**MSGPACK, **signature(url, who, "POST", "/v1/enroll", body)})
+
+
+def code_of(body: bytes) -> str:
+    """The code of a refusal."""
+    return Refusal.from_bytes(body).code
+
+
+def send(url: str, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Answer:
+    """One request as a stranger would send it."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=30)
     try:
-        connection.request(method, path, body, headers if headers is not None else (MSGPACK if body else {}))
+        connection.request(method, path, body, headers or {})
         response = connection.getresponse()
         return Answer(response.status, response.read(), dict(response.headers))
     finally:
@@ -111,20 +196,18 @@ class Device:
 
     def task(self) -> Task:
         """The task."""
-        return Task.from_bytes(call(self.url, "GET", "/v1/task").body)
+        return Task.from_bytes(call(self.url, "GET", "/v1/task", who=self.name).body)
 
     def check_in(self) -> Assignment:
         """Offer."""
         message = CheckIn(client=self.name, layout=self.layout.digest, held=self.version, examples=9, runtime="onnx")
-        answer = call(self.url, "POST", "/v1/checkin", message.to_bytes())
+        answer = call(self.url, "POST", "/v1/checkin", message.to_bytes(), who=self.name)
         assert answer.status == 200, answer
         return Assignment.from_bytes(answer.body)
 
     def fetch(self, version: int, start: Vector) -> Adapter:
         """Come to a version, as the protocol says, digest included."""
-        answer = call(
-            self.url, "GET", f"/v1/adapter/{version}?held={self.version}", headers={"Covey-Client": self.name}
-        )
+        answer = call(self.url, "GET", f"/v1/adapter/{version}?held={self.version}", who=self.name)
         assert answer.status == 200, answer
         message = Adapter.from_bytes(answer.body)
         bases = {self.version: self.view, 0: start, -1: np.zeros(self.layout.size, np.float32)}
@@ -193,7 +276,11 @@ def run_to_end(devices: list[Device], start: Vector, seconds: float = 30.0) -> N
 
 def status_of(url: str) -> dict[str, Any]:
     """The JSON of /v1/status."""
-    found: dict[str, Any] = json.loads(call(url, "GET", "/v1/status").body)
+    answer = send(ADMIN[url], "GET", "/v1/status")
+    while answer.status == 429:
+        time.sleep(0.05)
+        answer = send(ADMIN[url], "GET", "/v1/status")
+    found: dict[str, Any] = json.loads(answer.body)
     return found
 
 
@@ -205,6 +292,8 @@ class Served:
     start: Vector
     aggregator: Aggregator
     lines: list[str]
+    door: Door
+    admin: str
 
     def device(self, name: str) -> Device:
         """A device of this server."""
@@ -219,7 +308,9 @@ class Served:
 
 
 @contextmanager
-def served(task: Path, data: Path | None = None, publish: Path | None = None) -> Iterator[Served]:
+def served(
+    task: Path, data: Path | None = None, publish: Path | None = None, *, is_open: bool = True
+) -> Iterator[Served]:
     """Serve a task file in a thread on a free loopback port; closed as `covey serve` closes."""
     run = open_run(task_file.read(task), data or task.parent / "run", time.time())
     ready = threading.Event()
@@ -229,19 +320,26 @@ def served(task: Path, data: Path | None = None, publish: Path | None = None) ->
     async def main() -> None:
         lines: list[str] = []
         aggregator = Aggregator(run, publish, lines.append)
-        runner = web.AppRunner(make_app(aggregator), access_log=None, shutdown_timeout=5.0, **RUNNER)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port = runner.addresses[0][1]
+        app = make_app(aggregator, is_open=is_open)
+        runners = [
+            web.AppRunner(each, access_log=None, shutdown_timeout=5.0, **RUNNER)
+            for each in (app, make_admin(aggregator, app[DOOR]))
+        ]
+        urls = []
+        for runner in runners:
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            urls.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
+        ADMIN[urls[0]] = urls[1]
         stop = asyncio.Event()
-        answering = Served(f"http://127.0.0.1:{port}", run.bundle.start(7), aggregator, lines)
+        answering = Served(urls[0], run.bundle.start(7), aggregator, lines, app[DOOR], urls[1])
         found.append((answering, asyncio.get_running_loop(), stop))
         watching = asyncio.create_task(aggregator.watch())
         ready.set()
         await stop.wait()
         watching.cancel()
-        await runner.cleanup()
+        for runner in runners:
+            await runner.cleanup()
         await aggregator.finish(5.0)
 
     def body() -> None:
@@ -270,14 +368,18 @@ def served(task: Path, data: Path | None = None, publish: Path | None = None) ->
 
 
 class ServerProcess:
-    """`covey serve` as a user starts it. Killed with SIGKILL and started again as often as a test likes."""
+    """`covey serve --open` as a user starts it; with "--codes" among `args` it is not open. Killed with SIGKILL and started again as often as a test likes."""
 
     def __init__(self, task: Path, *args: str, code: str = ""):
-        self.url_file = task.parent / "url"
-        self.url_file.unlink(missing_ok=True)
+        self.url_file, self.admin_file = task.parent / "url", task.parent / "admin-url"
+        for stale in (self.url_file, self.admin_file):
+            stale.unlink(missing_ok=True)
+        access = [] if "--codes" in args else ["--open"]
+        args = tuple(arg for arg in args if arg != "--codes")
         start = ["-c", code] if code else ["-m", "covey_shared.cli"]
         self.child = subprocess.Popen(
-            [sys.executable, *start, "serve", str(task), "--port", "0", "--url-file", str(self.url_file), *args],
+            [sys.executable, *start, "serve", str(task), "--port", "0", "--url-file", str(self.url_file),
+             "--admin-url-file", str(self.admin_file), *access, *args],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
 
@@ -288,7 +390,9 @@ class ServerProcess:
             assert self.child.poll() is None, self.child.communicate()
             assert time.monotonic() < deadline, "the server did not start"
             time.sleep(0.01)
-        return self.url_file.read_text().strip()
+        url = self.url_file.read_text().strip()
+        ADMIN[url] = self.admin_file.read_text().strip()
+        return url
 
     def __enter__(self) -> "ServerProcess":
         return self

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from covey_server import downloads, engine, recipe, store
+from covey_server import access, downloads, engine, recipe, store
 from covey_server.publish import publish_adapter
 from covey_server.refusals import Refused
 from covey_server.run import Run, rules_of, store_version
@@ -86,7 +86,7 @@ class Aggregator:
         answer = self._apply(engine.CheckedIn(message.client, now_s))
         if isinstance(answer, engine.Assign):
             row = (answer.round, answer.attempt, answer.client, message.runtime, message.examples, time.time())
-            await self.run.db.do(store.assign, *row)
+            await self.run.db.do(access.if_welcome, message.client, store.assign, *row)
         if isinstance(answer, engine.Done):
             self.told_done.add(message.client)
         return self._assignment(answer)
@@ -119,7 +119,7 @@ class Aggregator:
         if verdict is None:
             row = await self._check(round_, client, body, digest)
             await asyncio.to_thread(self.run.blobs.put, body)
-            verdict = await self.run.db.do(store.accept, row)
+            verdict = await self.run.db.do(access.if_welcome, client, store.accept, row)
             if verdict.kind in ("conflict", "late"):
                 self.run.blobs.delete([digest])
         if verdict.kind == "conflict":
@@ -157,7 +157,7 @@ class Aggregator:
                 "wrong_version", f"version {message.version} does not exist, the head is {self.state.version}"
             )
         row = (message.version, message.client, message.loss_sum, message.tokens, message.correct)
-        await self.run.db.do(store.evaluate, *row)
+        await self.run.db.do(access.if_welcome, message.client, store.evaluate, *row)
 
     async def adapter(self, version: int, held: int) -> bytes:
         """GET /v1/adapter/{version}?held=H: the bytes of the Adapter message."""

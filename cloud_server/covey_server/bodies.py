@@ -1,18 +1,21 @@
 """Reading a request's body from a stranger: bounded in size, in silence and in slowness.
 
 aiohttp's `client_max_size` does not bound `request.content`, a stalled body is never closed, and a compressed one is
-inflated as it arrives. So the size is counted here while it streams, each pause has a limit, a trickle is cut off, and
-any Content-Encoding is refused (the application is started with decompression off).
+inflated as it arrives. So the size is counted here while it streams, each pause has a limit and a trickle is cut off;
+`guard` has refused any Content-Encoding before (the application is started with decompression off).
 """
 
 import asyncio
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from aiohttp import web
 from aiohttp.http_exceptions import PayloadEncodingError
 
-from covey_server.refusals import MEDIA_TYPE, Refused
+from covey_server.guard import check_digest
+from covey_server.refusals import Refused
+from covey_shared.signing import content_digest
 
 IDLE_S = 20.0  # without a byte; a phone changing cells is silent for a few seconds
 SLOW_AFTER_S = 30.0  # from here on the average rate counts
@@ -40,10 +43,9 @@ class Budget:
 
 
 async def read_body(request: web.Request, limit: int) -> bytes:
-    """The whole body, at most `limit` bytes, or Refused."""
-    _check_headers(request, limit)
+    """The whole body, at most `limit` bytes and the one that was signed, or Refused."""
     pieces: list[bytes] = []
-    size = 0
+    size, digest = 0, hashlib.sha256()
     loop = asyncio.get_running_loop()
     started = loop.time()
     while piece := await _next_piece(request):
@@ -53,21 +55,10 @@ async def read_body(request: web.Request, limit: int) -> bytes:
         elapsed = loop.time() - started
         if elapsed > SLOW_AFTER_S and size < SLOWEST_BYTES_S * elapsed:
             raise Refused("slow_body", f"the body came at under {SLOWEST_BYTES_S} bytes a second; try a better link")
+        digest.update(piece)
         pieces.append(piece)
+    check_digest(request, content_digest(digest.digest()))
     return b"".join(pieces)
-
-
-def _check_headers(request: web.Request, limit: int) -> None:
-    """What can be refused before a byte is read."""
-    encoding = request.headers.get("Content-Encoding", "identity")
-    if encoding != "identity":
-        raise Refused("media_type", f"Content-Encoding {encoding[:40]!r} is not accepted; send the bytes as they are")
-    if request.content_type != MEDIA_TYPE:
-        raise Refused("media_type", f"Content-Type must be {MEDIA_TYPE}, got {request.content_type[:80]!r}")
-    if request.content_length is not None and request.content_length > limit:
-        raise Refused(
-            "too_large", f"the body has {request.content_length:,} bytes, at most {limit:,} are accepted here"
-        )
 
 
 async def _next_piece(request: web.Request) -> bytes:

@@ -1,39 +1,41 @@
 """HTTP in, HTTP out: reads a request into a message, asks the aggregator, writes the answer. Decides nothing.
 
-`ROUTES` is the protocol's whole surface; docs/protocol.md describes each.
+`ROUTES` is what devices can reach, and what each route allows; docs/protocol.md describes them. `admin` has the others.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+import time
 
 from aiohttp import web
 
-from covey_server import page, status
+from covey_server import access
 from covey_server.aggregator import Aggregator
 from covey_server.bodies import SMALL, Budget, read_body
+from covey_server.guard import CALLER, DOOR, SIGNED, UPLOAD_BYTES, limit_of, route_of
+from covey_server.limits import Rate
+from covey_server.policy import ANYONE, DEVICE, KEY, SAFE, SAME, UPLOAD, Policy, Route
 from covey_server.refusals import MEDIA_TYPE, Refused
 from covey_server.traffic import UNNAMED
-from covey_server.validation import max_upload_bytes
 from covey_shared.bundle import MANIFEST
-from covey_shared.messages import CheckIn, Evaluation, Message, check_name
+from covey_shared.messages import PROTOCOL, CheckIn, Enroll, Enrolled, Evaluation, Hello, Message, check_name
 
 AGGREGATOR = web.AppKey("aggregator", Aggregator)
 BUDGET = web.AppKey("budget", Budget)
-DEVICE = web.RequestKey("device", str)  # who a request is about, for the traffic counters
-RECEIVED = web.RequestKey("received", int)  # bytes of its body
-CLIENT_HEADER = "Covey-Client"
+RECEIVED = web.RequestKey("received", int)  # bytes of a request's body
 MAX_NUMBER = 2**53
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+async def get_hello(request: web.Request) -> web.Response:
+    """A nonce for the first signed request, and how to come in."""
+    door = request.app[DOOR]
+    return packed(Hello(protocol=PROTOCOL, enroll="open" if door.is_open else "code", nonce=door.nonces.issue()))
 
 
-class Route(NamedTuple):
-    """A route: its name in the traffic counters, and who answers it."""
-
-    method: str
-    path: str
-    name: str
-    handler: Handler
+async def post_enroll(request: web.Request) -> web.Response:
+    """A key asks for its name, with a code if it is new."""
+    message = Enroll.from_bytes(await _body(request))
+    key, is_open = request[SIGNED].key, request.app[DOOR].is_open
+    row = (key, message.client, message.code, is_open, time.time())
+    return packed(Enrolled(client=await request.app[AGGREGATOR].run.db.do(access.enroll, *row)))
 
 
 async def get_task(request: web.Request) -> web.Response:
@@ -43,8 +45,8 @@ async def get_task(request: web.Request) -> web.Response:
 
 async def post_check_in(request: web.Request) -> web.Response:
     """A device offers itself."""
-    message = CheckIn.from_bytes(await _body(request, SMALL))
-    request[DEVICE] = message.client
+    message = CheckIn.from_bytes(await _body(request))
+    _require_own(request, message.client)
     return packed(await request.app[AGGREGATOR].check_in(message))
 
 
@@ -60,16 +62,15 @@ async def put_update(request: web.Request) -> web.Response:
     """A device's coded change."""
     aggregator = request.app[AGGREGATOR]
     round_, client = _number(request.match_info["round"], "the round"), _client(request)
-    limit = max_upload_bytes(aggregator.run.upload)
-    with request.app[BUDGET].reserve(min(request.content_length or limit, limit)):
-        body = await _body(request, limit)
+    with request.app[BUDGET].reserve(request.content_length or request.app[UPLOAD_BYTES]):
+        body = await _body(request)
         return packed(await aggregator.take_update(round_, client, body))
 
 
 async def put_evaluation(request: web.Request) -> web.Response:
     """A device's held-out loss."""
     version, client = _number(request.match_info["version"], "the version"), _client(request)
-    message = Evaluation.from_bytes(await _body(request, SMALL))
+    message = Evaluation.from_bytes(await _body(request))
     if (message.version, message.client) != (version, client):
         raise Refused("bad_message", "the evaluation names another version or device than its address")
     await request.app[AGGREGATOR].take_evaluation(message)
@@ -93,27 +94,17 @@ async def get_blob(request: web.Request) -> web.FileResponse:
     raise Refused("not_found", "the bundle has no file with this digest; get /v1/bundle for the ones that it has")
 
 
-async def get_status(request: web.Request) -> web.Response:
-    """Everything that a person or a dashboard wants to know, as JSON."""
-    return web.json_response(await status.report(request.app[AGGREGATOR]))
-
-
-async def get_page(request: web.Request) -> web.Response:
-    """The status for people."""
-    html = page.render(await status.report(request.app[AGGREGATOR]))
-    return web.Response(text=html, content_type="text/html", headers=page.HEADERS)
-
-
+POLL, FETCH, SEND = Rate(20.0, 200), Rate(20.0, 200), Rate(20.0, 200)  # for one device; an honest one needs far less
 ROUTES = (
-    Route("GET", "/", "page", get_page),
-    Route("GET", "/v1/task", "task", get_task),
-    Route("POST", "/v1/checkin", "checkin", post_check_in),
-    Route("GET", "/v1/adapter/{version}", "adapter", get_adapter),
-    Route("PUT", "/v1/updates/{round}/{client}", "update", put_update),
-    Route("PUT", "/v1/evaluations/{version}/{client}", "evaluation", put_evaluation),
-    Route("GET", "/v1/bundle", "bundle", get_bundle),
-    Route("GET", "/v1/blobs/{sha256}", "blob", get_blob),
-    Route("GET", "/v1/status", "status", get_status),
+    Route("GET", "/v1/hello", "hello", get_hello, Policy(ANYONE, 0, Rate(10.0, 100), SAFE)),
+    Route("POST", "/v1/enroll", "enroll", post_enroll, Policy(KEY, 1024, Rate(10.0, 100), SAME)),
+    Route("GET", "/v1/task", "task", get_task, Policy(DEVICE, 0, POLL, SAFE)),
+    Route("POST", "/v1/checkin", "checkin", post_check_in, Policy(DEVICE, SMALL, POLL, SAME)),
+    Route("GET", "/v1/adapter/{version}", "adapter", get_adapter, Policy(DEVICE, 0, FETCH, SAFE)),
+    Route("PUT", "/v1/updates/{round}/{client}", "update", put_update, Policy(DEVICE, UPLOAD, SEND, SAME)),
+    Route("PUT", "/v1/evaluations/{version}/{client}", "evaluation", put_evaluation, Policy(DEVICE, SMALL, SEND, SAME)),
+    Route("GET", "/v1/bundle", "bundle", get_bundle, Policy(DEVICE, 0, FETCH, SAFE)),
+    Route("GET", "/v1/blobs/{sha256}", "blob", get_blob, Policy(DEVICE, 0, FETCH, SAFE)),
 )
 
 
@@ -122,18 +113,27 @@ def packed(message: Message) -> web.Response:
     return web.Response(body=message.to_bytes(), content_type=MEDIA_TYPE)
 
 
-async def _body(request: web.Request, limit: int) -> bytes:
-    """The body, counted."""
-    body = await read_body(request, limit)
+async def _body(request: web.Request) -> bytes:
+    """The body within its route's limit, counted."""
+    route = route_of(request)
+    assert route is not None
+    body = await read_body(request, limit_of(request, route.policy))
     request[RECEIVED] = len(body)
     return body
 
 
 def _client(request: web.Request) -> str:
+    """The device in the address, which must be the one that signed."""
     client = request.match_info["client"]
     check_name("client", client)
-    request[DEVICE] = client
+    _require_own(request, client)
     return client
+
+
+def _require_own(request: web.Request, client: str) -> None:
+    """Raises Refused when a device speaks for another one."""
+    if client != request[CALLER].name:
+        raise Refused("wrong_device", f"this key is enrolled as {request[CALLER].name} and cannot speak for {client}")
 
 
 def _number(text: str, what: str) -> int:
@@ -144,7 +144,5 @@ def _number(text: str, what: str) -> int:
 
 
 def device_of(request: web.Request) -> str:
-    """Who a request is about: its address, its message, or its Covey-Client header; only devices that are known, so
-    that a stranger's inventions do not fill the counters."""
-    name = request.get(DEVICE) or request.headers.get(CLIENT_HEADER, UNNAMED)
-    return name if name in request.app[AGGREGATOR].known else UNNAMED
+    """Who sent a request, for the counters: the name of the key that signed it."""
+    return request[CALLER].name if CALLER in request else UNNAMED

@@ -14,12 +14,15 @@ from typing import Any
 
 from aiohttp import web
 
-from covey_server import engine, task_file
+from covey_server import engine, store, task_file
+from covey_server.admin import make_admin
 from covey_server.aggregator import Aggregator
 from covey_server.app import GATE, RUNNER, make_app
 from covey_server.blobs import write_durably
+from covey_server.guard import DOOR, is_loopback
 from covey_server.publish import BUNDLED_CONFIG
 from covey_server.run import Run, default_folder, open_run
+from covey_server.tls import Tls, open_tls
 from covey_shared.errors import UsageError
 
 STOP_S = 10.0  # how long requests in flight may take to finish after a signal
@@ -37,6 +40,13 @@ class Options:
     data_dir: Path | None = None
     publish_dir: Path | None = None
     url_file: Path | None = None
+    admin_host: str = "127.0.0.1"
+    admin_port: int | None = None
+    admin_url_file: Path | None = None
+    open: bool = False
+    insecure_http: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     exit_when_done: bool = False
     grace: float = 30.0
 
@@ -56,33 +66,62 @@ def serve(options: Options) -> int:
 
 async def _serve(run: Run, folder: Path, options: Options) -> int:
     stop = _stop_at_signals()
-    listener = _listen(options.host, options.port)
-    with contextlib.closing(listener):
+    tls = open_tls(options.tls_cert, options.tls_key)
+    check_exposure(options, tls)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(contextlib.closing(_listen(options.host, options.port, "--port")))
+        port = listener.getsockname()[1]
+        beside = options.admin_port if options.admin_port is not None else options.port and port + 1
+        office = stack.enter_context(contextlib.closing(_listen(options.admin_host, beside, "--admin-port")))
         aggregator = Aggregator(run, _publish_folder(run, folder, options), say)
-        app = make_app(aggregator)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_S, **RUNNER)
-        await runner.setup()
+        app = make_app(aggregator, is_open=options.open)
+        admin = make_admin(aggregator, app[DOOR])
+        runners = [web.AppRunner(each, access_log=None, shutdown_timeout=STOP_S, **RUNNER) for each in (app, admin)]
         try:
-            await web.SockSite(runner, listener).start()
-            _announce(run, folder, options, listener.getsockname()[1], aggregator)
-            await _until_stopped(stop, aggregator, options)
+            for runner, socket_ in zip(runners, (listener, office), strict=True):
+                await runner.setup()
+                await web.SockSite(runner, socket_, ssl_context=tls.context if tls else None).start()
+            urls = [url_of(options.host, port, tls), url_of(options.admin_host, office.getsockname()[1], tls)]
+            await run.db.do(store.set_meta, {"url": urls[0]})
+            _announce(run, folder, options, urls, aggregator)
+            await _until_stopped(stop, aggregator, options, tls)
         finally:
             await app[GATE].drain(STOP_S)
-            await runner.cleanup()
+            for runner in runners:
+                await runner.cleanup()
             await aggregator.finish(STOP_S)
             if aggregator.state.phase != engine.DONE:
                 say(f"stopped at version {aggregator.state.version}; the same command goes on from there")
     return 0
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def check_exposure(options: Options, tls: Tls | None) -> None:
+    """Raises UsageError for an address beyond this machine that nobody has said may be reached as asked."""
+    for what, host in (("--host", options.host), ("--admin-host", options.admin_host)):
+        if is_loopback(host):
+            continue
+        if tls is None and not options.insecure_http:
+            raise UsageError(
+                f"{what} {host} is reachable from other machines, and without --tls-cert and --tls-key who is on the "
+                "way can read all that passes; give them, or accept that with --insecure-http"
+            )
+        if what == "--host" and options.open:
+            raise UsageError("--open lets anybody in, so it is for this machine alone; use `covey enroll new`")
+
+
+def url_of(host: str, port: int, tls: Tls | None) -> str:
+    """What to type to reach a listener."""
+    return f"{'https' if tls else 'http'}://{_reachable(host)}:{port}"
+
+
+def _listen(host: str, port: int, option: str) -> socket.socket:
     """A listening socket, or a sentence about why not."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
-        raise UsageError(f"cannot listen on {host} port {port} ({reason}); choose another --port or --host") from None
+        raise UsageError(f"cannot listen on {host} port {port} ({reason}); choose another {option} or host") from None
 
 
 def _publish_folder(run: Run, folder: Path, options: Options) -> Path | None:
@@ -94,20 +133,26 @@ def _publish_folder(run: Run, folder: Path, options: Options) -> Path | None:
     return None
 
 
-def _announce(run: Run, folder: Path, options: Options, port: int, aggregator: Aggregator) -> None:
-    """What a person needs to know, and the URL for programs."""
-    url = f"http://{_reachable(options.host)}:{port}"
+def _announce(run: Run, folder: Path, options: Options, urls: list[str], aggregator: Aggregator) -> None:
+    """What a person needs to know, and the URLs for programs. No code is printed: this may well be a log."""
     task = run.task.task
     say(f"covey serve: task {task.name}, {task.rounds} rounds, at version {aggregator.state.version}")
     say(f"  bundle  {run.bundle.digest[:12]} ({run.bundle.manifest.model}, {run.layout.size:,} trained entries)")
     say(f"  run     {folder}")
-    say(f"  status  {url}")
-    say("On each device:")
-    say(f"  covey join {url} --data FOLDER")
-    if options.host not in ("127.0.0.1", "::1", "localhost"):
-        say("Anyone who reaches this port can take part: there is no enrolment and no TLS. Use a network you trust.")
-    if options.url_file is not None:
-        write_durably(options.url_file, f"{url}\n".encode())
+    say(f"  status  {urls[1]}")
+    if options.open:
+        say("On this machine (--open: no code needed):")
+        say(f"  covey join {urls[0]} --data FOLDER")
+    else:
+        say("One-time codes, one for each device:")
+        say(f"  covey enroll new {options.data_dir or options.task} --count {run.task.round.target}")
+        say("On each device:")
+        say(f"  covey join {urls[0]} --data FOLDER --code CODE")
+    if not (urls[0].startswith("https:") or is_loopback(options.host)):
+        say("--insecure-http: without TLS whoever is on the way can read adapters and updates; requests stay signed.")
+    for path, url in ((options.admin_url_file, urls[1]), (options.url_file, urls[0])):
+        if path is not None:
+            write_durably(path, f"{url}\n".encode())
 
 
 def _reachable(host: str) -> str:
@@ -132,9 +177,13 @@ def _stop_at_signals() -> asyncio.Event:
     return stop
 
 
-async def _until_stopped(stop: asyncio.Event, aggregator: Aggregator, options: Options) -> None:
+async def _until_stopped(
+    stop: asyncio.Event, aggregator: Aggregator, options: Options, tls: Tls | None
+) -> None:
     """Returns when told to, or when the task is done and may end; raises what broke the run."""
     waiting: list[asyncio.Future[Any]] = [asyncio.create_task(stop.wait()), asyncio.create_task(aggregator.watch())]
+    if tls is not None:
+        waiting.append(asyncio.create_task(tls.watch()))
     if options.exit_when_done:
         waiting.append(asyncio.create_task(_until_done(aggregator, options.grace)))
     done, _ = await asyncio.wait([*waiting, aggregator.failure], return_when=asyncio.FIRST_COMPLETED)

@@ -16,6 +16,7 @@ import sqlite3
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
+from covey_server import access
 from covey_server.blobs import StoreError
 from covey_server.engine import Saved
 
@@ -45,7 +46,8 @@ CREATE TABLE clients (
 CREATE TABLE traffic (
     client TEXT NOT NULL, route TEXT NOT NULL, up INTEGER NOT NULL, down INTEGER NOT NULL, PRIMARY KEY (client, route)
 ) STRICT;
-"""
+""",
+    access.SCHEMA,
 ]
 
 

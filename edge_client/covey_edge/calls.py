@@ -2,22 +2,47 @@
 
 from typing import TypeVar
 
-from covey_edge.transport import ServerError, Transport
+from covey_edge.transport import Refused, ServerError, Transport
 from covey_shared.errors import MessageError, UsageError
 from covey_shared.layout import Layout
 from covey_shared.manifest import MAX_MANIFEST_BYTES
-from covey_shared.messages import PROTOCOL, Adapter, Assignment, CheckIn, Evaluation, Message, Receipt, Task
+from covey_shared.messages import (
+    PROTOCOL,
+    Adapter,
+    Assignment,
+    CheckIn,
+    Enroll,
+    Enrolled,
+    Evaluation,
+    Hello,
+    Message,
+    Receipt,
+    Task,
+)
 
 M = TypeVar("M", bound=Message)
 ADAPTER, UPDATE, BUNDLE = "adapter", "update", "bundle"  # the counters of Traffic that people ask for
 
 
+async def enroll(transport: Transport, wish: str, code: str) -> str:
+    """The name that this device's key has at the server, enrolled with `code` if it has none yet.
+
+    Raises UsageError when the server speaks another protocol version, or does not know the key and takes no such code.
+    """
+    hello = _read(Hello, await transport.exchange("GET", "/v1/hello", signed=False), transport)
+    if hello.protocol != PROTOCOL:
+        raise UsageError(f"the server speaks protocol {hello.protocol}, this client {PROTOCOL}: update the older one")
+    message = Enroll(client=wish, code=code)
+    try:
+        answer = await transport.exchange("POST", "/v1/enroll", body=message.to_bytes())
+    except Refused as error:
+        raise UsageError(f"{transport.url}: {error}") from None
+    return _read(Enrolled, answer, transport).client
+
+
 async def get_task(transport: Transport) -> Task:
-    """What there is to join. Raises UsageError when the server speaks another protocol version."""
-    task = _read(Task, await transport.exchange("GET", "/v1/task"), transport)
-    if task.protocol != PROTOCOL:
-        raise UsageError(f"the server speaks protocol {task.protocol}, this client {PROTOCOL}: update the older one")
-    return task
+    """What there is to join."""
+    return _read(Task, await transport.exchange("GET", "/v1/task"), transport)
 
 
 async def get_manifest(transport: Transport) -> bytes:

@@ -20,11 +20,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Fill the parser."""
     parser.description = DESCRIPTION
     add = parser.add_argument
-    add("server", metavar="SERVER_URL", help="as `covey serve` prints it, http://HOST:PORT")
+    add("server", metavar="SERVER_URL", help="as `covey serve` prints it, https://HOST:PORT")
     add("--data", required=True, type=Path, metavar="PATH", help="a text file, a folder of text, or a .jsonl(.gz) file")
     add("--runtime", default="auto", choices=["auto", "onnx", "executorch", "torch"],
         help="what runs the model (default: the first of these that is installed and in the bundle)")  # fmt: skip
     add("--name", default="", help="this device's name for the server (default: a random one, kept)")
+    add("--code", default="", help="the operator's one-time code, at the first use (or URL#CODE as the address)")
+    add("--ca", type=Path, metavar="FILE", help="PEM file of the authorities to trust, instead of the system's")
+    add("--insecure-http", action="store_true",
+        help="take an http:// address beyond this machine: who is on the way can read what passes")  # fmt: skip
     add("--state", type=Path, metavar="DIR", help="where this device remembers (default: ~/.local/state/covey/...)")
     add("--cache", type=Path, metavar="DIR", help="where bundles are kept (default: ~/.cache/covey)")
     add("--text-field", default="text", metavar="FIELD", help="of a .jsonl record (default: text)")
@@ -54,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     chosen = {k: v for k, v in vars(args).items() if k not in ("command", "events", "quiet")}
     options = Options(**chosen)
-    folder = options.state or default_state(server_url(options.server), options.data)
+    folder = options.state or default_state(server_url(options.server, insecure_http=True), options.data)
     with ExitStack() as stack:
         events = open_events(stack, sys.stderr, quiet=args.quiet, path=args.events)
         try:

@@ -17,6 +17,7 @@ from covey_edge import bundles, calls
 from covey_edge.agent import Agent, Device, task_name
 from covey_edge.data import build_dataset, evaluation_batches
 from covey_edge.events import Events
+from covey_edge.identity import open_key
 from covey_edge.plan import Wishes
 from covey_edge.state import Client, StateFolder, new_client, open_folder, write_durably
 from covey_edge.texts import read_texts
@@ -35,6 +36,9 @@ class Options:
     data: Path
     runtime: str = "auto"
     name: str = ""
+    code: str = ""
+    ca: Path | None = None
+    insecure_http: bool = False
     state: Path | None = None
     cache: Path | None = None
     text_field: str = "text"
@@ -63,7 +67,8 @@ class Options:
 
 async def join(options: Options, events: Events) -> dict[str, Any]:
     """Take part in the server's task; the result, which also lies in the state folder as `result.json`."""
-    url = server_url(options.server)
+    url = server_url(options.server, insecure_http=options.insecure_http)
+    code = options.code or options.server.partition("#")[2]
     if not options.data.exists():
         raise UsageError(f"there is nothing at {options.data}: give a text file, a folder of text or a .jsonl file")
     if options.runtime != "auto":
@@ -71,11 +76,22 @@ async def join(options: Options, events: Events) -> dict[str, Any]:
     with open_folder(options.state or default_state(url, options.data)) as folder:
         record, sentence = folder.load_client()
         events.notice(sentence)
-        if record is None or options.name not in ("", record.client):
+        if record is None:
             record = new_client(options.name, "")
-        async with connect(url, record.client, Traffic()) as transport:
+        async with connect(url, open_key(folder.path), Traffic(), options.ca) as transport:
             transport.notice = events.notice
+            transport.backoff = Backoff(patience_s=options.wait_s)
+            name = await calls.enroll(transport, options.name or record.client, code)
+            record = named(record, name, options.name, events)
+            transport.backoff = Backoff()  # from here on the device is patient: what it has is saved
             return await take_part(options, transport, folder, record, events)
+
+
+def named(record: Client, name: str, wish: str, events: Events) -> Client:
+    """The record under the name that the server has for this device's key."""
+    if wish not in ("", name):
+        events.notice(f"this device is enrolled as {name}; --name {wish} is not used")
+    return record if name == record.client else new_client(name, "")
 
 
 async def take_part(
@@ -83,9 +99,7 @@ async def take_part(
 ) -> dict[str, Any]:
     """Get ready, run the agent, write the result."""
     started = time.monotonic()
-    transport.backoff = Backoff(patience_s=options.wait_s)
     task = await calls.get_task(transport)
-    transport.backoff = Backoff()  # from here on the device is patient: what it has is saved
     record = record_for(task, record, events)
     for kind in {*record.sent, *record.received}:
         transport.traffic.add(kind, record.sent.get(kind, 0), record.received.get(kind, 0))

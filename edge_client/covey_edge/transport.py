@@ -6,29 +6,35 @@
 
 Connection errors, 408, 429 and 5xx are tried again: exponential backoff with full jitter (Brooker 2015,
 https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/), never sooner than the server's Retry-After.
-Every other 4xx is final. All requests of the client go through `Transport.exchange`, so that is where they are
-counted, and where a signature would be added.
+Every other 4xx is final, but for a nonce that is not good any more: the answer brings a new one, and the request is
+signed again. All requests go through `exchange` and `stream`, so that is where they are signed and counted.
 """
 
 import asyncio
+import ipaddress
 import itertools
 import os
 import random
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
+from yarl import URL
 
 from covey_edge.events import printable
 from covey_shared import __version__
 from covey_shared.errors import CoveyError, MessageError, UsageError
-from covey_shared.messages import Refusal
+from covey_shared.keys import PrivateKey
+from covey_shared.messages import Hello, Refusal
+from covey_shared.signing import NONCE, sign_request
 
 T = TypeVar("T")
 MSGPACK = "application/msgpack"
@@ -36,6 +42,8 @@ SMALL_BYTES = 1 << 20  # more than any control message or refusal
 CONNECT_S, IDLE_S = 10.0, 60.0  # to connect; between two pieces of an answer
 MAX_RETRY_AFTER_S = 3600.0  # a server that says "in a year" is not believed
 RETRIED = frozenset({408, 425, 429})
+STALE, STALE_TRIES = "stale_nonce", 5  # how often in a row a request is signed again at once
+NONCE_S = 3000.0  # a nonce lives for an hour at the server; an older one is not worth a large body
 NETWORK_ERRORS = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, asyncio.TimeoutError, ConnectionError)
 
 
@@ -61,6 +69,10 @@ class Busy(ServerError):
     def __init__(self, message: str, retry_after_s: float):
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class Stale(ServerError):
+    """The server did not take the nonce; the answer brought another. Never leaves this module."""
 
 
 class Backoff(NamedTuple):
@@ -93,27 +105,64 @@ class Traffic:
         self.received[kind] = self.received.get(kind, 0) + received
 
 
-def server_url(text: str) -> str:
-    """The URL without a trailing slash, or UsageError for what is not the address of a server."""
+def server_url(text: str, *, insecure_http: bool = False) -> str:
+    """The URL without a trailing slash and code, or UsageError for what is not the address of a server.
+
+    Plain HTTP is for this machine alone, unless `insecure_http` says otherwise.
+    """
     try:
         parts = urlsplit(text)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         usable = False
-    if not usable or parts.query or parts.fragment:
-        raise UsageError(f"{text!r} is not a server's address: write http://HOST:PORT, as `covey serve` prints it")
-    return text.rstrip("/")
+    if not usable or parts.query or parts.username is not None:
+        raise UsageError("this is not a server's address: write https://HOST:PORT, as `covey serve` prints it")
+    if parts.scheme == "http" and not insecure_http and not is_loopback(parts.hostname or ""):
+        raise UsageError(
+            f"http://{parts.hostname} is not encrypted: who is on the way can read the adapters and updates that pass; "
+            "use https://, or accept that with --insecure-http"
+        )
+    return text.partition("#")[0].rstrip("/")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine by any name that cannot be pointed elsewhere.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("localhost"), is_loopback("localhost.example.org")
+    (True, True, True, False)
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def trust(ca: Path | None) -> ssl.SSLContext:
+    """Whom to believe: the system's authorities, or those in one PEM file and no others."""
+    try:
+        context = ssl.create_default_context(cafile=str(ca) if ca else None)
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(f"--ca {ca} has no certificates in PEM that can be read ({error})") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
 
 
 @asynccontextmanager
-async def connect(url: str, client: str, traffic: Traffic) -> AsyncIterator["Transport"]:
-    """A transport to one server; nothing is sent yet. No redirects, no cookies, no decompression behind our back."""
+async def connect(
+    url: str, key: PrivateKey | None, traffic: Traffic, ca: Path | None = None
+) -> AsyncIterator["Transport"]:
+    """A transport to one server that signs with `key`; nothing is sent yet.
+
+    No redirects, no cookies, no decompression behind our back.
+    """
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=IDLE_S)
-    headers = {"User-Agent": f"covey/{__version__}", "Accept-Encoding": "identity", "Covey-Client": client}
+    headers = {"User-Agent": f"covey/{__version__}", "Accept-Encoding": "identity"}
+    connector = aiohttp.TCPConnector(ssl=trust(ca)) if url.startswith("https:") else aiohttp.TCPConnector()
     async with aiohttp.ClientSession(
-        timeout=timeout, headers=headers, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
-    ) as session:
-        yield Transport(url, session, traffic)
+        timeout=timeout, headers=headers, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar(),
+        connector=connector,
+    ) as session:  # fmt: skip
+        yield Transport(url, session, traffic, key)
 
 
 @dataclass
@@ -123,11 +172,20 @@ class Transport:
     url: str
     session: aiohttp.ClientSession
     traffic: Traffic
+    key: PrivateKey | None = None
     notice: Callable[[str], None] = lambda sentence: None
     backoff: Backoff = field(default_factory=Backoff)
+    _nonces: list[tuple[str, float]] = field(default_factory=list)  # with when they came, the oldest first
 
     async def exchange(
-        self, method: str, path: str, *, body: bytes | None = None, limit: int = SMALL_BYTES, kind: str = "control"
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        limit: int = SMALL_BYTES,
+        kind: str = "control",
+        signed: bool = True,
     ) -> bytes:
         """The body of the 200 that answers; at most `limit` bytes of it are read.
 
@@ -136,10 +194,12 @@ class Transport:
         """
 
         async def attempt() -> bytes:
+            url = URL(self.url + path, encoded=True)
             headers = {"Content-Type": MSGPACK} if body is not None else {}
-            async with self.session.request(
-                method, self.url + path, data=body, headers=headers, allow_redirects=False
-            ) as response:
+            if signed:
+                headers |= await self.signature(method, url.raw_path_qs, body or b"")
+            async with self.session.request(method, url, data=body, headers=headers, allow_redirects=False) as response:
+                self.keep_nonce(response)
                 data = await read_bounded(response, limit)
                 self.traffic.add(kind, len(body or b""), len(data))
                 check_status(response, data, self.url)
@@ -149,8 +209,11 @@ class Transport:
 
     async def stream(self, path: str, first: int, kind: str) -> AsyncGenerator[tuple[int, bytes], None]:
         """One try at a file from byte `first` on: pairs of (position, piece). The caller goes on after an error."""
-        headers = {"Range": f"bytes={first}-"} if first else {}
-        async with self.session.get(self.url + path, headers=headers, allow_redirects=False) as response:
+        url = URL(self.url + path, encoded=True)
+        headers = await self.signature("GET", url.raw_path_qs, b"")
+        headers |= {"Range": f"bytes={first}-"} if first else {}
+        async with self.session.get(url, headers=headers, allow_redirects=False) as response:
+            self.keep_nonce(response)
             if response.status != HTTPStatus.PARTIAL_CONTENT:
                 if response.status != HTTPStatus.OK:
                     check_status(response, await read_bounded(response, SMALL_BYTES), self.url)
@@ -163,13 +226,37 @@ class Transport:
                 yield first, piece
                 first += len(piece)
 
+    async def signature(self, method: str, target: str, body: bytes) -> dict[str, str]:
+        """The headers that sign a request with a nonce of the server's, which is asked for where none is at hand."""
+        if self.key is None:
+            return {}
+        while self._nonces and time.monotonic() - self._nonces[0][1] > NONCE_S:
+            self._nonces.pop(0)
+        if not self._nonces:
+            async with self.session.get(self.url + "/v1/hello", allow_redirects=False) as response:
+                data = await read_bounded(response, SMALL_BYTES)
+                check_status(response, data, self.url)
+            self._nonces.append((parse_hello(data, self.url).nonce, time.monotonic()))
+        return sign_request(self.key, method, target, body, self._nonces.pop(0)[0])
+
+    def keep_nonce(self, response: aiohttp.ClientResponse) -> None:
+        """Each answer to a signed request brings the nonce of the next."""
+        if self.key is not None and 8 <= len(nonce := response.headers.get(NONCE, "")) <= 64:
+            self._nonces.append((nonce, time.monotonic()))
+            del self._nonces[:-4]
+
     async def retried(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """The result of the first try that succeeds; waits between tries, gives up when the patience ends."""
         clock = asyncio.get_running_loop().time
-        started = clock()
+        started, stale = clock(), 0
         for tries in itertools.count():
             try:
                 return await attempt()
+            except Stale as error:
+                stale += 1
+                cause, delay = str(error), 0.0 if stale % STALE_TRIES else self.backoff.delay(stale, random.random())
+                if not delay:
+                    continue
             except (Busy, *NETWORK_ERRORS) as error:
                 refuse_certificate(error, self.url)
                 cause = describe(error)
@@ -222,10 +309,20 @@ def check_status(response: aiohttp.ClientResponse, data: bytes, url: str) -> Non
     if status in RETRIED or status >= 500:
         after = max(parse_retry_after(response.headers.get("Retry-After", "")), refusal.retry_after_s)
         raise Busy(refusal.message or f"HTTP {status} {response.reason}", after)
+    if refusal.code == STALE:
+        raise Stale(refusal.message)
     if refusal.message:
         raise Refused(refusal.message, status, refusal.code)
     hint = f"; it points to {response.headers['Location'][:200]!r}" if "Location" in response.headers else ""
     raise Refused(f"{url} is not a Covey server: it answers {status} {response.reason}{hint}", status, "")
+
+
+def parse_hello(data: bytes, url: str) -> Hello:
+    """What a server says to anybody."""
+    try:
+        return Hello.from_bytes(data)
+    except MessageError as error:
+        raise ServerError(f"{url} is not a Covey server of this version: {error}") from None
 
 
 def parse_refusal(data: bytes) -> Refusal:

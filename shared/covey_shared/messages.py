@@ -224,6 +224,47 @@ class Task(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Hello(Message):
+    """GET /v1/hello, the one answer for anybody: a nonce for the first signed request, and how to come in.
+
+    `enroll` is `code` (one from the operator is needed) or `open` (any device on the server's own machine may).
+    """
+
+    protocol: int
+    enroll: str
+    nonce: str
+
+    def __post_init__(self) -> None:
+        _require(self.enroll in ("code", "open"), f"enroll must be 'code' or 'open', got {self.enroll[:40]!r}")
+        _require(0 < len(self.nonce) <= 64, "nonce must have 1 to 64 characters")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enroll(Message):
+    """POST /v1/enroll, signed with the key that asks. `client` is the name that the device would like to have.
+
+    `code` is a one-time code, or empty for a key that is enrolled already and asks under which name.
+    """
+
+    client: str
+    code: str
+
+    def __post_init__(self) -> None:
+        check_name("client", self.client)
+        _require(len(self.code) <= 64, "a code has at most 64 characters")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolled(Message):
+    """The answer: the name that belongs to this key from now on."""
+
+    client: str
+
+    def __post_init__(self) -> None:
+        check_name("client", self.client)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckIn(Message):
     """POST /v1/checkin: a device offers itself. `held` is the version that it has, -1 for none."""
 

@@ -49,7 +49,7 @@ sys.exit(main())
 POINTS = [
     ("covey_server.run._begin", "after", 1),  # a run that has just begun
     ("covey_server.store.assign", "after", 2),  # an assignment in a transaction that is not committed
-    ("covey_server.blobs.write_durably", "before", 4),  # (two blobs belong to version 0; another to the URL file)
+    ("covey_server.blobs.write_durably", "before", 5),  # (two blobs belong to version 0; two files are for URLs)
     ("covey_server.blobs.Blobs.put", "after", 2),  # the blob is there, its row is not
     ("covey_server.store.accept", "before", 2),
     ("covey_server.store.accept", "after", 2),  # the row is in a transaction that is not committed

@@ -25,7 +25,7 @@ from covey_shared.codec import codec_from_spec, presets
 from covey_shared.errors import RemoteError
 from covey_shared.layout import Layout, Tensor
 from covey_shared.messages import Assignment, Refusal, StageSpec, Task, Update
-from tests.helpers_server import LAYOUT, MSGPACK, Device, Served, ServerProcess, call, served, status_of, write_task
+from tests.helpers_server import LAYOUT, MSGPACK, Device, Served, ServerProcess, call, served, signed_head, status_of, write_task
 
 
 @pytest.fixture(scope="module")
@@ -178,11 +178,16 @@ def test_another_content_type_is_refused(server: Served) -> None:
     assert (answer.status, Refusal.from_bytes(answer.body).code) == (415, "media_type")
 
 
-def raw(server: Served, head: str, *pieces: bytes, pause_s: float = 0.0, hang_up: bool = True) -> bytes:
-    """Bytes as no HTTP library would send them; returns what comes back until the server closes."""
+def raw(server: Served, framing: str, *pieces: bytes, pause_s: float = 0.0, hang_up: bool = True) -> bytes:
+    """An upload framed as no HTTP library would; returns what comes back until the server closes.
+
+    It is signed for a body of the pieces' bytes, and its device is enrolled.
+    """
     parts = urlsplit(server.url)
+    server.device("mallory").task()
+    head = signed_head(server.url, "PUT", "/v1/updates/1/mallory", b"".join(pieces), f"{framing}\r\nConnection: close")
     with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
-        connection.sendall(head.replace("\n", "\r\n").encode())
+        connection.sendall(head)
         try:
             for piece in pieces:
                 connection.sendall(piece)
@@ -200,9 +205,6 @@ def raw(server: Served, head: str, *pieces: bytes, pause_s: float = 0.0, hang_up
         return out
 
 
-PUT = "PUT /v1/updates/1/mallory HTTP/1.1\nHost: x\nConnection: close\nContent-Type: application/msgpack\n"
-
-
 def chunk(data: bytes) -> bytes:
     return f"{len(data):x}\r\n".encode() + data + b"\r\n"
 
@@ -218,26 +220,26 @@ def test_the_limit_is_exact(server: Served, good: tuple[Device, Task, Assignment
 def test_a_chunked_body_over_the_limit_is_cut_off_while_it_streams(server: Served) -> None:
     limit = max_upload_bytes(server.aggregator.run.upload)
     pieces = [chunk(bytes(limit // 2))] * 3
-    answer = raw(server, PUT + "Transfer-Encoding: chunked\n\n", *pieces, b"0\r\n\r\n", hang_up=False)
+    answer = raw(server, "Transfer-Encoding: chunked", *pieces, b"0\r\n\r\n", hang_up=False)
     assert answer.startswith(b"HTTP/1.1 413")
     assert b"too_large" in answer
 
 
 def test_a_length_over_the_limit_is_refused_before_a_byte_is_sent(server: Served) -> None:
-    answer = raw(server, PUT + "Content-Length: 999999999\n\n", hang_up=False)
+    answer = raw(server, "Content-Length: 999999999", hang_up=False)
     assert answer.startswith(b"HTTP/1.1 413")
 
 
 def test_a_length_that_lies_never_becomes_an_update(server: Served) -> None:
     before = snapshot(server)
-    answer = raw(server, PUT + "Content-Length: 5000\n\n", b"short")
+    answer = raw(server, "Content-Length: 5000", b"short")
     assert not answer.startswith(b"HTTP/1.1 2")
     assert snapshot(server) == before
 
 
 def test_bad_chunks_never_become_an_update(server: Served) -> None:
     before = snapshot(server)
-    answer = raw(server, PUT + "Transfer-Encoding: chunked\n\n", b"zz\r\nxx\r\n")
+    answer = raw(server, "Transfer-Encoding: chunked", b"zz\r\nxx\r\n")
     assert not answer.startswith(b"HTTP/1.1 2")
     assert snapshot(server) == before
 
@@ -264,13 +266,10 @@ def test_bodies_beyond_what_memory_holds_are_asked_to_come_back(
 def test_silence_and_trickle_are_cut_off(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "IDLE_S", 0.3)
     started = time.monotonic()
-    parts = urlsplit(server.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
-        connection.sendall((PUT + "Content-Length: 5000\n\n").replace("\n", "\r\n").encode() + b"abc")
-        assert connection.recv(65536).startswith(b"HTTP/1.1 408")
+    assert raw(server, "Content-Length: 5000", b"abc", hang_up=False).startswith(b"HTTP/1.1 408")
     assert time.monotonic() - started < 5
     monkeypatch.setattr(bodies, "SLOW_AFTER_S", 0.3)
-    answer = raw(server, PUT + "Content-Length: 5000\n\n", *[b"x"] * 8, pause_s=0.1, hang_up=False)
+    answer = raw(server, "Content-Length: 5000", *[b"x"] * 8, pause_s=0.1, hang_up=False)
     assert answer.startswith(b"HTTP/1.1 408")
 
 

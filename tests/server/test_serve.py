@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from covey_shared.bundle import Bundle
-from tests.helpers_server import Device, ServerProcess, call, run_to_end, status_of, write_task
+from tests.helpers_server import Device, ServerProcess, call, run_to_end, signed_head, status_of, write_task
 
 
 def serve(*args: str) -> subprocess.CompletedProcess[str]:
@@ -135,7 +135,15 @@ BEFORE_A_RUN: list[tuple[str, Callable[[Path], None], tuple[str, ...], str]] = [
     ("an unwritable folder", lambda f: None, ("--data-dir", "/proc/covey"), "cannot be written"),
     ("a file as a folder", lambda f: (f / "x").touch(), ("--data-dir", "{}/x"), "cannot be written"),
     ("a port out of range", lambda f: None, ("--port", "70000"), "cannot listen on 127.0.0.1 port 70000"),
-    ("a host that is not ours", lambda f: None, ("--host", "192.0.2.1"), "cannot listen on 192.0.2.1"),
+    ("a host that is not ours", lambda f: None, ("--host", "192.0.2.1", "--insecure-http"),
+     "cannot listen on 192.0.2.1"),
+    ("other machines without TLS", lambda f: None, ("--host", "0.0.0.0"), "or accept that with --insecure-http"),
+    ("an operator's side without TLS", lambda f: None, ("--admin-host", "0.0.0.0"), "--admin-host 0.0.0.0 is reachable"),
+    ("an open door for other machines", lambda f: None, ("--host", "0.0.0.0", "--insecure-http", "--open"),
+     "--open lets anybody in, so it is for this machine alone"),
+    ("a certificate without its key", lambda f: None, ("--tls-cert", "x"), "--tls-cert and --tls-key go together"),
+    ("files that are no certificate", lambda f: None, ("--tls-cert", "{}/task.toml", "--tls-key", "{}/task.toml"),
+     "are no certificate with its key"),
     ("publishing without a config", drop_config, ("--publish-dir", "{}/p"), "export the bundle again"),
 ]  # fmt: skip
 

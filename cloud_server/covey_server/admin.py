@@ -1,0 +1,119 @@
+"""The operator's side, on a listener of its own: status for people and programs, and what an operator may do.
+
+Who asks from this very machine may look without a token; whoever changes something, or comes from elsewhere, sends
+`Authorization: Bearer TOKEN` with a token of the right role. A web page that somebody opens in a browser here could ask
+too, so a question without a token must name this machine as its host.
+"""
+
+import json
+import time
+from typing import Any
+
+from aiohttp import web
+
+from covey_server import access, page, status
+from covey_server.access import OPERATOR, VIEWER
+from covey_server.aggregator import Aggregator
+from covey_server.app import GATE, Gate, answer_errors
+from covey_server.bodies import read_body
+from covey_server.guard import DOOR, MEDIA, TABLE, UPLOAD_BYTES, Door, guard
+from covey_server.handlers import AGGREGATOR
+from covey_server.limits import Rate
+from covey_server.policy import NEW, SAFE, SAME, Policy, Route, check_routes
+from covey_server.refusals import Refused
+from covey_shared.errors import UsageError
+
+JSON = "application/json"
+
+
+async def get_status(request: web.Request) -> web.Response:
+    """Everything that a person or a dashboard wants to know, as JSON."""
+    return web.json_response(await status.report(request.app[AGGREGATOR]))
+
+
+async def get_page(request: web.Request) -> web.Response:
+    """The status for people."""
+    html = page.render(await status.report(request.app[AGGREGATOR]))
+    return web.Response(text=html, content_type="text/html", headers=page.HEADERS)
+
+
+async def get_devices(request: web.Request) -> web.Response:
+    """Who is enrolled, and who was revoked."""
+    found = await request.app[AGGREGATOR].run.db.do(access.devices)
+    return web.json_response({"devices": [{**d._asdict(), "key": d.fingerprint} for d in found]})
+
+
+async def post_revoke(request: web.Request) -> web.Response:
+    """Refuse a device from now on."""
+    await _or_not_found(request, access.revoke, request.match_info["name"], time.time())
+    return web.json_response({})
+
+
+async def get_codes(request: web.Request) -> web.Response:
+    """The codes that there are, without what would let anybody use them."""
+    found = await request.app[AGGREGATOR].run.db.do(access.codes)
+    return web.json_response({"codes": [code._asdict() for code in found]})
+
+
+async def post_codes(request: web.Request) -> web.Response:
+    """New codes, shown this once."""
+    asked = await _json(request, {"count": 1, "ttl_s": access.TTL_S, "name": ""})
+    count, ttl_s, name = int(asked["count"]), float(asked["ttl_s"]), str(asked["name"])
+    access.check_codes(count, ttl_s, name)
+    made = await request.app[AGGREGATOR].run.db.do(access.add_codes, count, ttl_s, name, time.time())
+    return web.json_response({"codes": made})
+
+
+async def delete_code(request: web.Request) -> web.Response:
+    """Forget an unused code."""
+    await _or_not_found(request, access.drop_code, request.match_info["id"])
+    return web.json_response({})
+
+
+LOOK, ACT = Rate(20.0, 200), Rate(5.0, 50)
+ADMIN_ROUTES = (
+    Route("GET", "/", "page", get_page, Policy(VIEWER, 0, LOOK, SAFE)),
+    Route("GET", "/v1/status", "status", get_status, Policy(VIEWER, 0, LOOK, SAFE)),
+    Route("GET", "/v1/devices", "devices", get_devices, Policy(VIEWER, 0, LOOK, SAFE)),
+    Route("POST", "/v1/devices/{name}/revoke", "revoke", post_revoke, Policy(OPERATOR, 0, ACT, SAME)),
+    Route("GET", "/v1/codes", "codes", get_codes, Policy(OPERATOR, 0, LOOK, SAFE)),
+    Route("POST", "/v1/codes", "new codes", post_codes, Policy(OPERATOR, 1024, ACT, NEW)),
+    Route("DELETE", "/v1/codes/{id}", "drop code", delete_code, Policy(OPERATOR, 0, ACT, SAME)),
+)
+
+
+def make_admin(aggregator: Aggregator, door: Door) -> web.Application:
+    """The operator's application, beside the devices' one whose `door` it shares."""
+    app = web.Application(middlewares=[answer_errors, guard])
+    app[AGGREGATOR], app[DOOR], app[GATE], app[MEDIA] = aggregator, door, Gate(), JSON
+    app[UPLOAD_BYTES] = 0
+    for route in ADMIN_ROUTES:
+        app.router.add_route(route.method, route.path, route.handler)
+    app[TABLE] = check_routes(app, ADMIN_ROUTES)
+    return app
+
+
+async def _or_not_found(request: web.Request, work: Any, *args: object) -> None:
+    """A change in the database; what it names but does not find is 404."""
+    try:
+        await request.app[AGGREGATOR].run.db.do(work, *args)
+    except UsageError as error:
+        raise Refused("not_found", str(error)) from None
+
+
+async def _json(request: web.Request, defaults: dict[str, Any]) -> dict[str, Any]:
+    """A flat JSON object with the keys and types of `defaults`, which stand in for what is missing."""
+    body = await read_body(request, 1024)
+    try:
+        found = json.loads(body) if body else {}
+    except (ValueError, RecursionError):
+        raise Refused("bad_message", "the body is not JSON") from None
+    if not isinstance(found, dict):
+        raise Refused("bad_message", "the body is not a JSON object")
+    for key, value in found.items():
+        if key not in defaults:
+            raise Refused("bad_message", f"the key {key[:40]!r} is unknown; known are {', '.join(defaults)}")
+        kind = (int, float) if isinstance(defaults[key], float) else type(defaults[key])
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise Refused("bad_message", f"{key} must be like {defaults[key]!r}")
+    return {**defaults, **found}
