@@ -78,15 +78,15 @@ class BigramTrainer:
         losses = -np.log(p[np.arange(len(here)), there])
         return Score(float(losses.sum()), len(here), int((p.argmax(1) == there).sum()))
 
-    def logits(self, adapter: Vector, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    def logits(self, adapter: Vector, inputs: NDArray[np.int64]) -> NDArray[np.float32]:
         """[B, T, V]."""
         a, b = LAYOUT.split(adapter).values()
-        return np.asarray(a[:, input_ids].transpose(1, 2, 0) @ b.T, np.float32)
+        return np.asarray(a[:, inputs].transpose(1, 2, 0) @ b.T, np.float32)
 
     @staticmethod
     def _pairs(batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         counted = batch.labels[:, 1:] >= 0
-        return batch.input_ids[:, :-1][counted], batch.labels[:, 1:][counted]
+        return batch.inputs[:, :-1][counted], batch.labels[:, 1:][counted]
 
     @staticmethod
     def _probabilities(a: Vector, b: Vector, here: NDArray[np.int64]) -> Vector:

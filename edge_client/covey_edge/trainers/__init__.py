@@ -1,12 +1,14 @@
-"""Trainers: one small interface, three runtimes behind it. Each is a file; none knows optimisers, rounds or the wire.
+"""Trainers: one small interface, three runtimes behind it, each a file with `open_graphs(bundle, threads, provider)`.
 
 `onnx` is the default (Jetson, servers, desktops), `executorch` runs what phones run, `torch` is for machines that have
 PyTorch anyway, with or without CUDA. A runtime is imported only when it is opened.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +42,55 @@ class Trainer(Protocol):
     def evaluate(self, adapter: Vector, batch: Batch) -> Score:
         """The sums over one batch."""
 
-    def logits(self, adapter: Vector, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """For int64 [B, T]: float32 [B, T, vocabulary] of a causal LM, [B, classes] of a classifier."""
+    def logits(self, adapter: Vector, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """For `inputs` as in a Batch: float32 [B, T, vocabulary] of a causal LM, [B, classes] of a classifier."""
+
+
+# What a runtime is to us: the role of a graph and its inputs by name, in the graph's order, to its outputs in order.
+Run = Callable[[str, Mapping[str, NDArray[Any]]], Sequence[NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class GraphTrainer:
+    """The trainer of every runtime. `frozen` float32 [m]: the second adapter, added and not trained, if there is one.
+
+    `with_frozen` gives a trainer with another one; both share the loaded graphs.
+    """
+
+    manifest: Manifest
+    run: Run
+    frozen: Vector | None = None
+
+    def loss_and_gradient(self, adapter: Vector, batch: Batch) -> tuple[float, Vector]:
+        """One run of the joint graph."""
+        loss, gradient = self.run("train", self._inputs("train", adapter, batch))
+        return float(loss), gradient
+
+    def evaluate(self, adapter: Vector, batch: Batch) -> Score:
+        """One run of the evaluation graph."""
+        loss_sum, tokens, correct = self.run("eval", self._inputs("eval", adapter, batch))
+        return Score(float(loss_sum), int(tokens), int(correct))
+
+    def logits(self, adapter: Vector, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """One run of the forward graph."""
+        return self.run("forward", self._inputs("forward", adapter, Batch(inputs, _NO_LABELS)))[0]
+
+    def with_frozen(self, frozen: Vector) -> "GraphTrainer":
+        """The same with this second adapter; refuses a vector that does not fit `manifest.frozen`."""
+        if self.manifest.frozen is None:
+            raise BundleError("the bundle takes no second adapter: export it with --frozen-rank")
+        self.manifest.frozen.check(frozen)
+        return replace(self, frozen=frozen)
+
+    def _inputs(self, role: str, adapter: Vector, batch: Batch) -> dict[str, NDArray[Any]]:
+        """By name, in the graph's order."""
+        given: dict[str, NDArray[Any]] = {"adapter": adapter, "labels": batch.labels}
+        if self.frozen is not None:
+            given["frozen"] = self.frozen
+        return {name: given.get(name, batch.inputs) for name in self.manifest.inputs(role)}
+
+
+_NO_LABELS = np.empty(0, np.int64)
 
 
 def choose_runtime(manifest: Manifest, wanted: str) -> str:
@@ -86,12 +135,16 @@ def _is_there(module: str) -> bool:
         return False
 
 
-def open_trainer(bundle: Bundle, runtime: str, threads: int = 0, provider: str = "") -> Trainer:
+def open_trainer(
+    bundle: Bundle, runtime: str, threads: int = 0, provider: str = "", frozen: Vector | None = None
+) -> GraphTrainer:
     """Load a bundle's graphs into a runtime.
 
-    `threads`: of the CPU, 0 = the runtime's own choice. `provider`: the device, `cuda` say; empty = CPU.
+    `threads`: of the CPU, 0 = the runtime's own choice. `provider`: the device, `cuda` say; empty = CPU. `frozen`:
+    the second adapter of a bundle that takes one; zeros by default.
     """
     with quiet():
-        module = import_module(f"covey_edge.trainers.{runtime}")
-        trainer: Trainer = module.open_trainer(bundle, threads, provider)
-    return trainer
+        run: Run = import_module(f"covey_edge.trainers.{runtime}").open_graphs(bundle, threads, provider)
+    second = bundle.manifest.frozen
+    trainer = GraphTrainer(bundle.manifest, run, np.zeros(second.size, np.float32) if second else None)
+    return trainer if frozen is None else trainer.with_frozen(frozen)
