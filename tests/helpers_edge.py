@@ -219,7 +219,10 @@ class ProtocolServer:
         self.bodies.append(body)
         update = Update.from_bytes(body)
         assert (update.round, update.client) == (int(round_), client)
-        receipt = {"round": update.round, "digest": hashlib.sha256(body).hexdigest(), "payload_bytes": len(body)}
+        receipt = {
+            "round": update.round, "digest": hashlib.sha256(body).hexdigest(), "payload_bytes": len(body),
+            "version": update.round, "staleness": 0,
+        }  # fmt: skip
         if update in self.updates:
             return reply(Receipt(status="duplicate", **receipt))  # type: ignore[arg-type]
         if update.round != self.version + 1:

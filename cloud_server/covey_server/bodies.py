@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from aiohttp import web
 from aiohttp.http_exceptions import PayloadEncodingError
 
+from covey_server.failpoints import failpoint
 from covey_server.refusals import MEDIA_TYPE, Refused
 
 IDLE_S = 20.0  # without a byte; a phone changing cells is silent for a few seconds
@@ -54,6 +55,7 @@ async def read_body(request: web.Request, limit: int) -> bytes:
         if elapsed > SLOW_AFTER_S and size < SLOWEST_BYTES_S * elapsed:
             raise Refused("slow_body", f"the body came at under {SLOWEST_BYTES_S} bytes a second; try a better link")
         pieces.append(piece)
+        failpoint("body")
     return b"".join(pieces)
 
 

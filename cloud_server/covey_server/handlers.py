@@ -11,6 +11,7 @@ from aiohttp import web
 from covey_server import page, status
 from covey_server.aggregator import Aggregator
 from covey_server.bodies import SMALL, Budget, read_body
+from covey_server.failpoints import failpoint
 from covey_server.refusals import MEDIA_TYPE, Refused
 from covey_server.traffic import UNNAMED
 from covey_server.validation import max_upload_bytes
@@ -60,6 +61,7 @@ async def put_update(request: web.Request) -> web.Response:
     """A device's coded change."""
     aggregator = request.app[AGGREGATOR]
     round_, client = _number(request.match_info["round"], "the round"), _client(request)
+    failpoint("received")
     limit = max_upload_bytes(aggregator.run.upload)
     with request.app[BUDGET].reserve(min(request.content_length or limit, limit)):
         body = await _body(request, limit)

@@ -38,6 +38,7 @@ CODES: dict[str, Kind] = {
     "not_assigned": Kind(409),
     "conflict": Kind(409),
     "late": Kind(410),
+    "stale": Kind(410),
     "too_large": Kind(413),
     "media_type": Kind(415),
     "internal": Kind(500, 10.0),
