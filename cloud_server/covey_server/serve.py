@@ -18,9 +18,9 @@ from covey_server import engine, task_file
 from covey_server.aggregator import Aggregator
 from covey_server.app import GATE, RUNNER, make_app
 from covey_server.blobs import write_durably
-from covey_server.publish import BUNDLED_CONFIG
 from covey_server.run import Run, default_folder, open_run
 from covey_shared.errors import UsageError
+from covey_shared.peft_folder import BUNDLED_CONFIG
 
 STOP_S = 10.0  # how long requests in flight may take to finish after a signal
 POLL_S = 0.2

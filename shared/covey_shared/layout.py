@@ -114,6 +114,11 @@ class Layout:
         return hashlib.sha256(self.canonical).hexdigest()
 
     @property
+    def rank(self) -> int:
+        """The largest LoRA rank in it; 0 where nothing is LoRA."""
+        return max(t.rank for t in self.tensors)
+
+    @property
     def short_id(self) -> int:
         """The first four bytes of the digest as a little-endian number: the packed format's layout id."""
         return int.from_bytes(bytes.fromhex(self.digest[:8]), "little")

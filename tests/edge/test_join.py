@@ -341,7 +341,7 @@ def test_a_runtime_that_the_bundle_lacks(
 ) -> None:
     with serving(classifier, tmp_path / "server") as server:
         code = covey(server.url, "--data", text, *places(tmp_path), "--runtime", "torch")
-    assert "the bundle has no graphs for torch, it has onnx: join with --runtime onnx" in sentence(capsys, code)
+    assert "the bundle has no graphs for torch, it has onnx: use --runtime onnx" in sentence(capsys, code)
 
 
 @pytest.mark.parametrize(

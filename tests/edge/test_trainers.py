@@ -128,7 +128,7 @@ def test_auto_takes_the_lightest_that_is_there(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UsageError, match=r"the bundle is for onnx, none of which is installed here"):
         choose_runtime(manifest_of(graphs={"onnx": {}}), "auto")
     absent.clear()
-    with pytest.raises(BundleError, match="has no graphs for executorch, it has onnx, torch: join with --runtime onnx"):
+    with pytest.raises(BundleError, match="has no graphs for executorch, it has onnx, torch: use --runtime onnx"):
         choose_runtime(manifest_of(graphs={"onnx": {}, "torch": {}}), "executorch")
 
 

@@ -4,8 +4,9 @@
 PyTorch anyway, with or without CUDA. A runtime is imported only when it is opened.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 
 from covey_edge.data import Batch
 from covey_edge.quiet import quiet
+from covey_edge.trainers.providers import FallsBack, Notice, Run, first_line
 from covey_shared.bundle import Bundle
-from covey_shared.errors import BundleError, UsageError
+from covey_shared.errors import BundleError, CoveyError, UsageError
 from covey_shared.layout import Vector
 from covey_shared.manifest import Manifest
 
@@ -44,10 +46,6 @@ class Trainer(Protocol):
 
     def logits(self, adapter: Vector, inputs: NDArray[Any]) -> NDArray[np.float32]:
         """For `inputs` as in a Batch: float32 [B, T, vocabulary] of a causal LM, [B, classes] of a classifier."""
-
-
-# What a runtime is to us: the role of a graph and its inputs by name, in the graph's order, to its outputs in order.
-Run = Callable[[str, Mapping[str, NDArray[Any]]], Sequence[NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def choose_runtime(manifest: Manifest, wanted: str) -> str:
     require_runtime(wanted)
     if wanted not in have:
         raise BundleError(
-            f"the bundle has no graphs for {wanted}, it has {', '.join(have)}: join with --runtime {have[0]}, "
+            f"the bundle has no graphs for {wanted}, it has {', '.join(have)}: use --runtime {have[0]}, "
             f"or export it with --targets {wanted}"
         )
     return wanted
@@ -135,16 +133,43 @@ def _is_there(module: str) -> bool:
         return False
 
 
+def to_stderr(sentence: str) -> None:
+    """Where a trainer's notices go unless the caller has a better place."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def open_graphs(
+    bundle: Bundle, runtime: str, threads: int = 0, provider: str = "", notice: Notice = to_stderr
+) -> tuple[Run, str]:
+    """A bundle's graphs on a runtime, and the device that was chosen: empty or a name with CPU in it for the CPU."""
+    with quiet():
+        module = import_module(f"covey_edge.trainers.{runtime}")
+        device = module.choose_device(provider)
+        if "cpu" in device.lower() or not device:
+            return module.open_graphs(bundle, threads, device), device
+        on_cpu = partial(module.open_graphs, bundle, threads, "cpu")
+        try:
+            graphs = module.open_graphs(bundle, threads, device)
+        except (CoveyError, RuntimeError) as error:  # torch moves weights to the device here
+            cause = first_line(error)
+            graphs, device = on_cpu(), "cpu"
+        else:
+            return FallsBack(graphs, on_cpu, device, notice), device
+    notice(f"{device} cannot run this bundle here, so the CPU does: {cause}")
+    return graphs, device
+
+
 def open_trainer(
-    bundle: Bundle, runtime: str, threads: int = 0, provider: str = "", frozen: Vector | None = None
-) -> GraphTrainer:
+    bundle: Bundle, runtime: str, threads: int = 0, provider: str = "", frozen: Vector | None = None,
+    notice: Notice = to_stderr,
+) -> GraphTrainer:  # fmt: skip
     """Load a bundle's graphs into a runtime.
 
-    `threads`: of the CPU, 0 = the runtime's own choice. `provider`: the device, `cuda` say; empty = CPU. `frozen`:
-    the second adapter of a bundle that takes one; zeros by default.
+    `threads`: of the CPU, 0 = the runtime's own choice. `provider`: the device, `cuda` or `auto` say; empty = CPU.
+    `frozen`: the second adapter of a bundle that takes one; zeros by default. `notice` hears when the CPU takes over
+    from a device that does not work.
     """
-    with quiet():
-        run: Run = import_module(f"covey_edge.trainers.{runtime}").open_graphs(bundle, threads, provider)
+    run, _ = open_graphs(bundle, runtime, threads, provider, notice)
     second = bundle.manifest.frozen
     trainer = GraphTrainer(bundle.manifest, run, np.zeros(second.size, np.float32) if second else None)
     return trainer if frozen is None else trainer.with_frozen(frozen)

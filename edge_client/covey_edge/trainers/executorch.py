@@ -28,19 +28,27 @@ class Methods:
     def __call__(self, role: str, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """One call of a method, whose inputs go by their order."""
         try:
-            method = self.program.load_method(role)
-            outputs = method.execute(
+            outputs = self.load(role).execute(
                 [torch.from_numpy(np.require(a, requirements=("C", "W"))) for a in inputs.values()]
             )
         except (RuntimeError, KeyError) as error:
             raise BundleError(f"ExecuTorch cannot run the method {role!r} of {self.path}: {error}") from None
         return [x.numpy() for x in outputs]
 
+    def load(self, role: str) -> Any:
+        """A method, ready to run."""
+        return self.program.load_method(role)
+
+
+def choose_device(provider: str) -> str:
+    """The delegates are compiled into the program, so there is nothing to choose."""
+    if provider not in ("", "cpu", "auto"):
+        raise UsageError(f"--provider {provider} is for ONNX Runtime and PyTorch: ExecuTorch's is fixed at export")
+    return ""
+
 
 def open_graphs(bundle: Bundle, threads: int, provider: str) -> Methods:
-    """Load the program. The delegates are compiled into it, so there is no provider to choose."""
-    if provider not in ("", "cpu"):
-        raise UsageError(f"--provider {provider} is for ONNX Runtime and PyTorch: ExecuTorch's is fixed at export")
+    """Load the program; `provider` is as `choose_device` gives it."""
     if threads:
         _unsafe_reset_threadpool(threads)  # unsafe only while a method runs
         torch.set_num_threads(threads)

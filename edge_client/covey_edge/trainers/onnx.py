@@ -8,10 +8,9 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
+from covey_edge.trainers.providers import first_line, pick, with_options
 from covey_shared.bundle import Bundle
 from covey_shared.errors import BundleError, UsageError
-
-SHORT = {"": "CPU", "cpu": "CPU", "cuda": "CUDA", "tensorrt": "Tensorrt", "coreml": "CoreML", "openvino": "OpenVINO"}
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,12 @@ class Sessions:
 
     def __call__(self, role: str, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """One run. Inputs are contiguous arrays, which ONNX Runtime reads in place."""
-        outputs: list[NDArray[Any]] = getattr(self, f"_{role}").run(None, dict(inputs))
+        outputs: list[NDArray[Any]] = self.load(role).run(None, dict(inputs))
         return outputs
+
+    def load(self, role: str) -> Any:
+        """The session of a graph."""
+        return getattr(self, f"_{role}")
 
     @cached_property
     def _train(self) -> Any:
@@ -41,24 +44,28 @@ class Sessions:
 
     def _session(self, role: str) -> Any:
         path = self.bundle.path("onnx", role)
+        providers = with_options(self.provider, self.bundle)
         try:
-            return onnxruntime.InferenceSession(path, session_options(self.threads), [self.provider])
+            session = onnxruntime.InferenceSession(path, session_options(self.threads), providers)
         except Exception as error:  # the library's errors share no base class but Exception
             raise BundleError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}"
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {first_line(error)}"
             ) from None
+        if session.get_providers()[0] != self.provider:  # the library goes on with the CPU and says so only in its log
+            raise BundleError(f"ONNX Runtime cannot open {self.provider}: is the driver for it installed?")
+        return session
 
 
 def open_graphs(bundle: Bundle, threads: int, provider: str) -> Sessions:
     """Sessions on one execution provider."""
-    return Sessions(bundle, threads, provider_name(provider))
+    return Sessions(bundle, threads, choose_device(provider))
 
 
-def provider_name(provider: str) -> str:
-    """The library's name of a provider, given in full or in short; refuses one that is not installed."""
-    name = f"{SHORT[provider.lower()]}ExecutionProvider" if provider.lower() in SHORT else provider
+def choose_device(provider: str) -> str:
+    """The library's name of a provider, given in full, in short or as `auto`; refuses one that is not installed."""
     available = onnxruntime.get_available_providers()
-    if name not in available:
+    name = pick(provider, available)
+    if not name:
         raise UsageError(f"this ONNX Runtime has no provider {provider!r}; it has {', '.join(available)}")
     return name
 
@@ -70,7 +77,3 @@ def session_options(threads: int) -> Any:
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -27,12 +27,17 @@ class Programs:
 
     def __call__(self, role: str, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """One run of a program."""
-        call: Call = getattr(self, f"_{role}")
+        call = self.load(role)
         with torch.inference_mode():
             given = {
                 k: torch.from_numpy(np.require(a, requirements=("C", "W"))).to(self.device) for k, a in inputs.items()
             }
             return [x.cpu().numpy() for x in call({**self.weights, **given})]
+
+    def load(self, role: str) -> Call:
+        """A program, compiled."""
+        call: Call = getattr(self, f"_{role}")
+        return call
 
     @cached_property
     def _train(self) -> Call:
@@ -54,14 +59,22 @@ class Programs:
         return getattr(torch, name) if kind == "dtype" else self.device
 
 
-def open_graphs(bundle: Bundle, threads: int, provider: str) -> Programs:
-    """Load the weights to a device: `cpu` (the default), `cuda` or `cuda:1`."""
+def choose_device(provider: str) -> str:
+    """`cpu` (the default), `cuda` or `cuda:1`; `auto` is CUDA where PyTorch sees a device."""
+    if provider == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(provider or "cpu")
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise UsageError(f"--provider {provider}: this PyTorch sees no CUDA device")
     except RuntimeError:
         raise UsageError(f"--provider {provider}: PyTorch knows no such device, try cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--provider {provider}: this PyTorch sees no CUDA device")
+    return str(device)
+
+
+def open_graphs(bundle: Bundle, threads: int, provider: str) -> Programs:
+    """Load the weights to a device; `provider` is as `choose_device` gives it."""
+    device = torch.device(choose_device(provider))
     if threads:
         torch.set_num_threads(threads)
     path = bundle.path("torch", "weights")
