@@ -71,7 +71,7 @@ def clip_factors(norms: Sequence[float], quantile: float) -> Floats:
     return np.divide(bound, sizes, out=np.ones_like(sizes), where=sizes > bound)
 
 
-def capped(weights: Sequence[float], groups: Sequence[str], cap: float) -> Floats:
+def capped(weights: Sequence[float] | Floats, groups: Sequence[str], cap: float) -> Floats:
     """Weights, float64 [K], lowered until no group has more than the share `cap` of their sum.
 
     Members of a group keep their proportions. Where so few groups came that not all can be below the cap, all groups

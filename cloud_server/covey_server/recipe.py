@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from covey_server import optimizers
+from covey_server.defence import scaled
 from covey_server.optimizers import Optimizer
 from covey_server.strategies import Strategy
 from covey_shared.codec import Codec, dump_state, load_state
@@ -77,7 +78,7 @@ def aged(entries: Entries, weight: float) -> Entries:
     """An update whose staleness weighs `weight`. Its share of the mean's divisor stays whole, as in FedBuff, which
     divides by the buffer's size: a version that is made of stale updates alone is a smaller step.
     """
-    return entries if weight == 1.0 else Entries(entries.size, entries.where, entries.values * np.float32(weight))
+    return scaled(entries, weight)
 
 
 def staleness_weight(kind: str, power: float, factor: float, staleness: int) -> float:

@@ -60,8 +60,8 @@ class Run:
         """What is trained."""
         return self.bundle.manifest.layout
 
-    def update(self, row: store.UpdateRow) -> tuple[Entries, int]:
-        """An accepted update from the disk, decoded and aged, and its number of examples."""
+    def update(self, row: store.UpdateRow) -> Entries:
+        """An accepted update from the disk, decoded and aged."""
         if row.segment is None:
             body = self.blobs.get(row.sha256)
         else:
@@ -70,7 +70,7 @@ class Run:
         weight = 1.0
         if how.mode == "async":
             weight = recipe.staleness_weight(how.staleness, how.staleness_power, how.staleness_factor, row.staleness)
-        return recipe.aged(self.upload.decode(message.parts), weight), message.examples
+        return recipe.aged(self.upload.decode(message.parts), weight)
 
     def close(self) -> None:
         """Commit what is queued, checkpoint, give the folder back."""

@@ -32,7 +32,12 @@ STRATEGIES: dict[str, dict[str, Scalar]] = {
     "fedavg": {},
     # a quarter of the entries each way is the density of FLASC's own example
     "flasc": {"mode": "covey", "density_up": 0.25, "density_down": 0.25},
+    # the share of a round's devices that may be hostile; a tenth is more than enrolled fleets are likely to see
+    "trimmed-mean": {"attackers": 0.1},
+    "median": {"attackers": 0.1},
+    "krum": {"attackers": 0.1},
 }
+WHOLE_UPDATES = ("krum",)  # strategies that compare updates, which must then have the same coordinates
 
 # Where a strategy's paper fixes what the others leave open.
 STRATEGY_SERVER: dict[str, str] = {"flasc": "adamw"}
@@ -59,6 +64,8 @@ STALENESS = ("polynomial", "constant", "none")
 SYNC_KEYS = ("target", "over_selection", "minimum", "selection", "pool_s")
 ASYNC_KEYS = ("buffer", "concurrency", "max_staleness", "staleness", "staleness_power", "staleness_factor")
 FLASC_MODES = ("paper", "covey")
+CLIPS = ("none", "adaptive")
+SPARSE = ("topk", "segment", "flasc")  # codec stages and presets by which devices send different coordinates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +138,22 @@ class RoundSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DefenceSection:
+    """[defence]: what one device can do to a round. Off by default: a fleet of your own boards needs none."""
+
+    clip: str = "none"  # `adaptive`: no update keeps a larger norm than the quantile of its round's
+    quantile: float = 0.5  # the median cannot be moved by fewer than half of the devices
+    device_share: float = 1.0  # the most that one device weighs in a round; it states its own number of examples
+    issuer_share: float = 1.0  # the most that all devices weigh that enrolled with codes of one label
+
+    def __post_init__(self) -> None:
+        one_of("[defence] clip", self.clip, CLIPS)
+        in_range("[defence] quantile", self.quantile, 0.0, 1.0)
+        in_range("[defence] device_share", self.device_share, 1e-6, 1.0)
+        in_range("[defence] issuer_share", self.issuer_share, 1e-6, 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSection:
     """[client]: what each device does between download and upload; becomes the LocalConfig that devices receive."""
 
@@ -175,13 +198,14 @@ class TaskFile:
     upload: Codec
     download: Codec
     client: ClientSection
+    defence: DefenceSection = DefenceSection()
 
     def to_json(self) -> str:
         """The canonical text that is stored with a run."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1)
 
 
-SECTIONS = ("task", "round", "strategy", "server", "upload", "download", "client")
+SECTIONS = ("task", "round", "strategy", "server", "upload", "download", "client", "defence")
 
 
 def read(path: Path) -> TaskFile:
@@ -210,7 +234,7 @@ def parse(text: str) -> TaskFile:
     tables = {name: _table(name, data.get(name, {})) for name in SECTIONS}
     _check_mode(tables["round"])
     strategy = _named_choice("strategy", tables["strategy"], "name", "fedavg", STRATEGIES)
-    _check_flasc(strategy)
+    _check_strategy(strategy, tables["upload"])
     return TaskFile(
         task=_section(TaskSection, "task", tables["task"]),
         round=_section(RoundSection, "round", tables["round"]),
@@ -219,6 +243,7 @@ def parse(text: str) -> TaskFile:
         upload=_codec("upload", tables["upload"], strategy, "density_up", "sign"),
         download=_codec("download", tables["download"], strategy, "density_down", "levels"),
         client=_client(tables["client"], strategy),
+        defence=_section(DefenceSection, "defence", tables["defence"]),
     )
 
 
@@ -255,7 +280,17 @@ def _client(table: Table, strategy: Named) -> ClientSection:
     return client
 
 
-def _check_flasc(strategy: Named) -> None:
+def _check_strategy(strategy: Named, upload: Table) -> None:
+    if "attackers" in strategy.args:
+        in_range("[strategy] attackers", float(strategy.args["attackers"]), 0.0, 0.499)
+    stages = upload.get("codec")
+    names = [s.get("name") for s in stages if isinstance(s, dict)] if isinstance(stages, list) else [stages]
+    sparse = next((name for name in names if name in SPARSE), None)
+    if strategy.name in WHOLE_UPDATES and sparse:
+        raise TaskFileError(
+            f"strategy {strategy.name!r} compares updates coordinate by coordinate, and [upload] codec {sparse!r} lets "
+            "each device send others; use 'sign', 'levels' or 'dense', or strategy 'trimmed-mean'"
+        )
     if strategy.name == "flasc":
         one_of("[strategy] mode", str(strategy.args["mode"]), FLASC_MODES)
         for key in ("density_up", "density_down"):
@@ -329,7 +364,7 @@ def _table(name: str, value: Any) -> Table:
 
 # Keys whose change does not contradict what a run has on disk: they say how the next rounds are run.
 HARMLESS = ("task.bundle", "task.publish_every", "task.keep_updates")
-HARMLESS_SECTIONS = ("round",)  # but for its mode: assignments are numbered otherwise
+HARMLESS_SECTIONS = ("round", "defence")  # but for the round's mode: assignments are numbered otherwise
 
 
 def changed_key(stored: str, now: TaskFile, version: int) -> str | None:
@@ -339,7 +374,9 @@ def changed_key(stored: str, now: TaskFile, version: int) -> str | None:
     move; `rounds` may grow, or shrink to what is already done. A key that an older covey did not know had its default.
     """
     default = _flat(json.loads(parse('[task]\nbundle = ""').to_json()))
-    sections = {key: value for key, value in default.items() if key.split(".")[0] in ("task", "client", "round")}
+    sections = {
+        key: value for key, value in default.items() if key.split(".")[0] in ("task", "client", "round", "defence")
+    }
     old, new = {**sections, **_flat(json.loads(stored))}, _flat(json.loads(now.to_json()))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) == new.get(key) or key in HARMLESS or _harmless(key):

@@ -12,10 +12,8 @@ Krum compares whole updates and needs the same coordinates in all.
 import math
 from collections.abc import Callable
 
-import numpy as np
-
 from covey_server import robust
-from covey_server.strategies.base import Strategy
+from covey_server.strategies.base import Strategy, add_weighted, empty, mean
 from covey_shared.entries import Entries
 from covey_shared.layout import Vector
 
@@ -38,7 +36,10 @@ def krum(attackers: float) -> Strategy:
     def rule(updates: list[Entries], hostile: int) -> Vector:
         hostile = min(hostile, max(0, (len(updates) - 3) // 2))  # what Krum needs to outvote them
         chosen = robust.krum(updates, hostile, keep=len(updates) - hostile) if hostile else range(len(updates))
-        return np.mean([updates[i].dense() for i in chosen], axis=0, dtype=np.float64).astype(np.float32)
+        total = empty(updates[0].size)
+        for i in sorted(chosen):
+            total = add_weighted(total, updates[i], 1.0)
+        return mean(total)
 
     return _strategy("krum", attackers, rule)
 
