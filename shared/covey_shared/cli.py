@@ -112,4 +112,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from covey_shared import cli  # not this copy of it, whose classes are not the ones that commands are made of
+
+    sys.exit(cli.main())
