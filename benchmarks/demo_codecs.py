@@ -185,7 +185,7 @@ def prepare(folder: Path, args: argparse.Namespace) -> Setting:
             folder / "bundle",
         )
     bundle = Bundle.open(folder / "bundle")
-    coder = open_tokenizer(bundle.manifest.tokenizer, bundle.folder)
+    coder = open_tokenizer(bundle.manifest.text, bundle.folder)
     devices = []
     for package in DEVICE_PACKAGES[: args.clients]:
         write_device(package, folder / package, 160_000)

@@ -56,7 +56,7 @@ def save_llama(folder: Path, **changes: Any) -> Path:
 def batch_of(bundle: Bundle) -> dict[str, np.ndarray]:
     """One fixed batch."""
     manifest, rng = bundle.manifest, np.random.default_rng(0)
-    ids = rng.integers(1, manifest.tokenizer.vocab_size, (manifest.batch_size, manifest.seq_len))
+    ids = rng.integers(1, manifest.text.vocab_size, (manifest.batch_size, manifest.seq_len))
     labels = rng.integers(0, len(manifest.labels), manifest.batch_size) if manifest.labels else ids
     return {"adapter": bundle.start(0), "input_ids": ids, "labels": labels}
 
@@ -76,7 +76,7 @@ def eager_step(bundle: Bundle, model: str) -> Callable[[Mapping[str, np.ndarray]
     def step(inputs: Mapping[str, np.ndarray]) -> None:
         ids, labels = (torch.from_numpy(inputs[name]) for name in ("input_ids", "labels"))
         adapted.model.zero_grad(set_to_none=True)
-        adapted.model(**arguments(task, ids, manifest.tokenizer.pad_id), labels=labels).loss.backward()
+        adapted.model(**arguments(task, ids, manifest.text.pad_id), labels=labels).loss.backward()
 
     return step
 

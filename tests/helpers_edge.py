@@ -19,7 +19,10 @@ from covey_shared.messages import (
     Adapter,
     Assignment,
     CheckIn,
+    Enroll,
+    Enrolled,
     Evaluation,
+    Hello,
     LocalConfig,
     Message,
     Receipt,
@@ -78,15 +81,15 @@ class BigramTrainer:
         losses = -np.log(p[np.arange(len(here)), there])
         return Score(float(losses.sum()), len(here), int((p.argmax(1) == there).sum()))
 
-    def logits(self, adapter: Vector, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    def logits(self, adapter: Vector, inputs: NDArray[np.int64]) -> NDArray[np.float32]:
         """[B, T, V]."""
         a, b = LAYOUT.split(adapter).values()
-        return np.asarray(a[:, input_ids].transpose(1, 2, 0) @ b.T, np.float32)
+        return np.asarray(a[:, inputs].transpose(1, 2, 0) @ b.T, np.float32)
 
     @staticmethod
     def _pairs(batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         counted = batch.labels[:, 1:] >= 0
-        return batch.input_ids[:, :-1][counted], batch.labels[:, 1:][counted]
+        return batch.inputs[:, :-1][counted], batch.labels[:, 1:][counted]
 
     @staticmethod
     def _probabilities(a: Vector, b: Vector, here: NDArray[np.int64]) -> Vector:
@@ -174,6 +177,12 @@ class ProtocolServer:
         answered: web.StreamResponse = await route(request, *rest)
         return answered
 
+    async def _get_hello(self, request: web.Request) -> web.StreamResponse:
+        return reply(Hello(protocol=PROTOCOL, enroll="open", nonce="a-nonce-that-nobody-checks"))
+
+    async def _post_enroll(self, request: web.Request) -> web.StreamResponse:
+        return reply(Enrolled(client=Enroll.from_bytes(await request.read()).client))
+
     async def _get_task(self, request: web.Request) -> web.StreamResponse:
         return reply(self.task)
 
@@ -219,7 +228,10 @@ class ProtocolServer:
         self.bodies.append(body)
         update = Update.from_bytes(body)
         assert (update.round, update.client) == (int(round_), client)
-        receipt = {"round": update.round, "digest": hashlib.sha256(body).hexdigest(), "payload_bytes": len(body)}
+        receipt = {
+            "round": update.round, "digest": hashlib.sha256(body).hexdigest(), "payload_bytes": len(body),
+            "version": update.round, "staleness": 0,
+        }  # fmt: skip
         if update in self.updates:
             return reply(Receipt(status="duplicate", **receipt))  # type: ignore[arg-type]
         if update.round != self.version + 1:

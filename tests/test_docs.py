@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import tomllib
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -16,7 +17,9 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND_PAGE = {
     "export": "export.md",
-    "bundle": "export.md",
+    "bundle": "bundle.md",
+    "keys": "bundle.md",
+    "adapter": "bundle.md",
     "serve": "server.md",
     "join": "client.md",
     "demo": "demo.md",
@@ -30,15 +33,22 @@ def test_links_resolve(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist"
 
 
+def options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The long options of a command, and of its actions if it has some."""
+    for action in parser._actions:
+        yield from (o for o in action.option_strings if o.startswith("--") and o != "--help")
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in action.choices.values():
+                yield from options(sub)
+
+
 @pytest.mark.parametrize("name", sorted(p.name for p in entry_points(group="covey.commands")))
 def test_every_option_is_documented(name: str) -> None:
     parser, _ = build_parser()
     subparsers = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     text = (ROOT / "docs" / COMMAND_PAGE[name]).read_text()
-    for action in subparsers.choices[name]._actions:
-        for option in action.option_strings:
-            if option.startswith("--") and option != "--help":
-                assert option in text, f"docs/{COMMAND_PAGE[name]} does not mention covey {name} {option}"
+    for option in options(subparsers.choices[name]):
+        assert option in text, f"docs/{COMMAND_PAGE[name]} does not mention covey {name} {option}"
 
 
 def test_readme_commands_exist() -> None:

@@ -19,18 +19,6 @@ from covey_server.refusals import Refused
 from covey_shared.errors import UsageError
 from covey_shared.messages import check_name
 
-SCHEMA = """
-CREATE TABLE codes (
-    hash TEXT PRIMARY KEY, name TEXT NOT NULL, created REAL NOT NULL, expires REAL NOT NULL, key TEXT, used REAL
-) STRICT;
-CREATE TABLE devices (
-    key TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, enrolled REAL NOT NULL, code TEXT, revoked REAL
-) STRICT;
-CREATE TABLE tokens (
-    hash TEXT PRIMARY KEY, role TEXT NOT NULL, label TEXT NOT NULL UNIQUE, created REAL NOT NULL, expires REAL NOT NULL
-) STRICT;
-"""
-
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32: no I, L, O, U
 GROUPS, GROUP = 5, 4  # 20 characters are 100 bits: beyond guessing, and still typed in half a minute
 P = ParamSpec("P")
@@ -218,6 +206,11 @@ def revoke(db: sqlite3.Connection, name: str, now: float) -> None:
 
 
 # Administrators.
+
+
+def check_label(label: str) -> None:
+    """Raises MessageError for a label that is no name."""
+    check_name("the token's label", label)
 
 
 def add_token(db: sqlite3.Connection, role: str, label: str, ttl_s: float, now: float) -> str:

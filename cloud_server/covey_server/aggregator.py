@@ -4,27 +4,31 @@ This is the one place where the pure parts meet the disk and the clock. Everythi
 decides nothing: the engine says who trains and when a round ends, the store says what counts, the recipe computes. What
 takes more than a millisecond runs in a thread, one decoded update at a time.
 
-The order that makes an acknowledged update count exactly once: blob on disk, row committed, engine told, receipt sent.
+The order that makes an acknowledged update count exactly once: bytes synced, row committed, engine told, receipt sent.
 """
 
 import asyncio
+import dataclasses
 import hashlib
 import logging
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from covey_server import access, downloads, engine, recipe, store
+from covey_server.defence import Defence, guarded
+from covey_server.failpoints import failpoint
 from covey_server.publish import publish_adapter
 from covey_server.refusals import Refused
-from covey_server.run import Run, rules_of, store_version
+from covey_server.run import Run, buffer_rules, store_version
 from covey_server.traffic import Traffic
 from covey_server.validation import check_layout, max_upload_bytes, read_entries, read_update
+from covey_shared.entries import Entries
 from covey_shared.errors import CodecError, UsageError
 from covey_shared.layout import Vector
-from covey_shared.messages import PROTOCOL, Assignment, CheckIn, Evaluation, Receipt, Step, Task, Update
+from covey_shared.messages import PROTOCOL, Assignment, CheckIn, Evaluation, Receipt, Step, Task
 
 log = logging.getLogger("covey.server")
 
@@ -38,7 +42,8 @@ class Aggregator:
 
     def __init__(self, run: Run, publish_dir: Path | None, progress: Callable[[str], None]):
         self.run = run
-        self.rules = rules_of(run.task)
+        self.last = run.task.task.rounds  # the version that ends the task
+        self._buffers = buffer_rules(run.task)
         self.server = run.server
         self.versions = run.versions
         self.traffic = Traffic()
@@ -52,7 +57,7 @@ class Aggregator:
         self._cache = downloads.Cache(limit=max(2**26, 16 * run.layout.size))
         self._decoding = asyncio.Semaphore(1)  # memory: one decoded update at a time
         self._tasks: set[asyncio.Task[None]] = set()
-        self.state, decisions = engine.resumed(self.rules, run.saved, time.monotonic())
+        self.state, decisions = run.machine.resumed(time.monotonic())
         self._start(self._publish(self.server.version, self.server.view))
         self._carry_out(decisions)
 
@@ -68,8 +73,8 @@ class Aggregator:
             bundle=run.bundle.digest,
             layout=run.layout.digest,
             seed=run.task.task.seed,
-            rounds=self.rules.rounds,
-            round=min(state.round, self.rules.rounds),
+            rounds=self.last,
+            round=min(state.round, self.last),
             version=state.version,
             state="done" if state.phase == engine.DONE else "running",
             upload_codec=run.upload.spec,
@@ -85,7 +90,8 @@ class Aggregator:
         self.known.add(message.client)
         answer = self._apply(engine.CheckedIn(message.client, now_s))
         if isinstance(answer, engine.Assign):
-            row = (answer.round, answer.attempt, answer.client, message.runtime, message.examples, time.time())
+            where = (answer.round, answer.attempt, answer.client, answer.version)
+            row = (*where, message.runtime, message.examples, time.time())
             await self.run.db.do(access.if_welcome, message.client, store.assign, *row)
         if isinstance(answer, engine.Done):
             self.told_done.add(message.client)
@@ -93,61 +99,64 @@ class Aggregator:
 
     def _assignment(self, answer: engine.Decision | None) -> Assignment:
         state = self.state
-        action, deadline_s, retry_after_s = "wait", 0.0, 0.0
-        round_, attempt, version = state.round, state.attempt, state.version
         if isinstance(answer, engine.Assign):
-            action, deadline_s = "train", answer.deadline_s
-            round_, attempt, version = answer.round, answer.attempt, answer.version
-        elif isinstance(answer, engine.Done):
-            action = "done"
-        elif isinstance(answer, engine.Wait):
-            retry_after_s = answer.retry_after_s
+            return Assignment(
+                action="train", round=answer.round, attempt=answer.attempt, version=answer.version,
+                deadline_s=answer.deadline_s, retry_after_s=0.0,
+            )  # fmt: skip
+        done = isinstance(answer, engine.Done)
         return Assignment(
-            action=action,
-            round=min(round_, self.rules.rounds),
-            attempt=attempt,
-            version=version,
-            deadline_s=deadline_s,
-            retry_after_s=retry_after_s,
-        )
+            action="done" if done else "wait", round=min(state.round, self.last), attempt=0, version=state.version,
+            deadline_s=0.0, retry_after_s=answer.retry_after_s if isinstance(answer, engine.Wait) else 0.0,
+        )  # fmt: skip
 
     async def take_update(self, round_: int, client: str, body: bytes) -> Receipt:
         """PUT /v1/updates/{round}/{client}. The receipt means that the update is on disk and counts once."""
-        digest = await asyncio.to_thread(lambda: hashlib.sha256(body).hexdigest())
-        stored = await self.run.db.do(store.find_update, round_, client)
-        verdict = store.Verdict("duplicate" if stored == digest else "conflict", stored) if stored else None
-        if verdict is None:
-            row = await self._check(round_, client, body, digest)
-            await asyncio.to_thread(self.run.blobs.put, body)
-            verdict = await self.run.db.do(access.if_welcome, client, store.accept, row)
-            if verdict.kind in ("conflict", "late"):
-                self.run.blobs.delete([digest])
-        if verdict.kind == "conflict":
-            log.warning("device %s sent %s for round %d, stored is %s", client, digest, round_, verdict.sha256)
-            raise Refused(
-                "conflict",
-                f"round {round_} already has an update of device {client} with digest {verdict.sha256}, this one has "
-                f"{digest}; drop it and check in again",
-            )
-        if verdict.kind == "late":
-            raise Refused("late", f"round {round_} is closed; check in again")
-        if verdict.kind == "accepted":
-            self._apply(engine.UpdateAccepted(round_, client))
-        return Receipt(status=verdict.kind, round=round_, digest=digest, payload_bytes=len(body))
-
-    async def _check(self, round_: int, client: str, body: bytes, digest: str) -> store.UpdateRow:
-        """The row of an update that may count. Raises Refused, MessageError or PayloadError, and changes nothing."""
         run = self.run
         async with self._decoding:
-            update = await asyncio.to_thread(read_update, body, round_, client, run.layout.digest, run.upload.spec)
-            refused = engine.admits(self.state, client, round_, update.version)
-            if refused is not None:
-                raise Refused(refused.code, refused.message)
-            await asyncio.to_thread(read_entries, update, run.upload, run.task.round.max_norm)
-        return store.UpdateRow(
-            round_, client, digest, len(body), update.examples, update.steps, update.loss_before, update.loss_after,
-            update.seconds,
+            row, refused = await asyncio.to_thread(self._read, round_, client, body)
+        if refused is None:
+            work = (store.accept, row, body, run.segments, self._buffers)
+            verdict = await run.db.do(access.if_welcome, client, *work)
+        else:  # it may have been counted when it came for the first time
+            known = await run.db.do(store.known, row)
+            verdict = known if known is not None else store.Verdict(refused.code)
+        stored = verdict.row
+        if stored is None:
+            raise Refused(*(refused or self._closed(row)))
+        if verdict.kind == "conflict":
+            log.warning("device %s sent %s for round %d, stored is %s", client, row.sha256, round_, stored.sha256)
+            raise Refused(
+                "conflict",
+                f"round {round_} already has an update of device {client} with digest {stored.sha256}, this one has "
+                f"{row.sha256}; drop it and check in again",
+            )
+        if verdict.kind == "accepted":
+            self._apply(engine.UpdateAccepted(round_, client, stored.counted_in))
+        return Receipt(
+            status=verdict.kind, round=round_, digest=row.sha256, payload_bytes=len(body), version=stored.counted_in,
+            staleness=stored.staleness,
         )  # fmt: skip
+
+    def _read(self, round_: int, client: str, body: bytes) -> tuple[store.UpdateRow, engine.Refuse | None]:
+        """The row of an update, and why it may not count. Raises Refused, MessageError or PayloadError, changes
+        nothing. Runs in a thread: the state that it sees is immutable, and the store looks again.
+        """
+        run = self.run
+        update = read_update(body, round_, client, run.layout.digest, run.upload.spec)
+        refused = run.machine.admits(self.state, client, round_, update.version)
+        if refused is None:
+            read_entries(update, run.upload, run.task.round.max_norm)
+        row = store.UpdateRow(
+            round_, client, hashlib.sha256(body).hexdigest(), len(body), update.examples, update.steps,
+            update.loss_before, update.loss_after, update.seconds, update.version,
+        )  # fmt: skip
+        return row, refused
+
+    def _closed(self, row: store.UpdateRow) -> engine.Refuse:
+        """Why the store did not take an update that the engine would have: a version was closed in between."""
+        refused = self.run.machine.admits(self.state, row.client, row.round, row.version)
+        return refused or engine.Refuse("late", f"round {row.round} is closed; check in again")
 
     async def take_evaluation(self, message: Evaluation) -> None:
         """PUT /v1/evaluations/{version}/{client}. Said again, the last one counts."""
@@ -227,7 +236,7 @@ class Aggregator:
 
     def _apply(self, event: engine.Event) -> engine.Decision | None:
         """Feed the engine; returns what it has to say to the device, if anything."""
-        self.state, decisions = engine.step(self.rules, self.state, event)
+        self.state, decisions = self.run.machine.step(self.state, event)
         return self._carry_out(decisions)
 
     def _carry_out(self, decisions: tuple[engine.Decision, ...]) -> engine.Decision | None:
@@ -242,9 +251,10 @@ class Aggregator:
         return answer
 
     async def _reopen(self, decision: engine.ReopenRound) -> None:
-        have, need = len(self.state.accepted), self.rules.minimum
+        facts = self.run.machine.facts(self.state, time.monotonic())
         self._progress(
-            f"round {decision.round}: {have} updates at the deadline, {need} are needed; attempt {decision.attempt + 1}"
+            f"round {decision.round}: {len(facts['accepted'])} updates at the deadline, {facts['minimum']} are needed; "
+            f"attempt {decision.attempt + 1}"
         )
         try:
             await self.run.db.do(store.reopen, decision.round, decision.attempt)
@@ -263,10 +273,18 @@ class Aggregator:
                 await asyncio.sleep(RETRY_S)
         self.server = server
         self.versions = [*self.versions, row]
+        failpoint("published")
         self._apply(engine.Published(row.version))
-        await asyncio.to_thread(self.run.blobs.delete, stale)
+        await self._forget(row.version, stale)
         await self._report(rows, row, time.monotonic() - started)
         await self._publish(server.version, server.view)
+
+    async def _forget(self, version: int, stale: list[str]) -> None:
+        """Delete what nobody needs any more; a server that is killed before sweeps it when it starts."""
+        failpoint("deleting")
+        await asyncio.to_thread(self.run.blobs.delete, stale)
+        if not self.run.task.task.keep_updates:
+            await self.run.db.do(lambda connection: self.run.segments.delete(version))
 
     async def _advance(
         self, round_: int
@@ -274,15 +292,14 @@ class Aggregator:
         """One attempt to turn the round's updates into the head version; returns also the blobs no longer needed."""
         db, keep = self.run.db, self.run.task.task.keep_updates
         rows = await db.do(store.freeze, round_)
+        failpoint("frozen")
         server, row = await asyncio.to_thread(self._aggregate, rows)
         return rows, server, row, await db.do(store.publish, row, keep_updates=keep)
 
     def _aggregate(self, rows: list[store.UpdateRow]) -> tuple[recipe.ServerState, store.VersionRow]:
         """The next version, its blobs on disk. Folds in the order of the rows, one update in memory."""
         run = self.run
-        messages = (Update.from_bytes(run.blobs.get(row.sha256)) for row in rows)
-        updates = ((run.upload.decode(update.parts), update.examples) for update in messages)
-        change = recipe.fold(run.recipe.strategy, run.layout.size, updates)
+        change = recipe.fold_weighted(run.recipe.strategy, run.layout.size, self._guarded(rows))
         try:
             server, step = recipe.advance(run.recipe, self.server, change)
         except CodecError as error:
@@ -292,19 +309,29 @@ class Aggregator:
             ) from None
         return server, store_version(run.blobs, run.recipe, server, step, len(rows), time.time())
 
+    def _guarded(self, rows: list[store.UpdateRow]) -> Iterator[tuple[Entries, float]]:
+        """The round's updates with what each weighs, bounded as the task's [defence] says."""
+        run = self.run
+        weights = [run.recipe.strategy.weigh(row.examples) for row in rows]
+        devices = [row.client for row in rows]
+        bounds = Defence(**dataclasses.asdict(run.task.defence))
+        return guarded(bounds, lambda: map(run.update, rows), weights, devices, devices)
+
     async def _report(self, rows: list[store.UpdateRow], row: store.VersionRow, seconds: float) -> None:
         training = sum(u.loss_after * u.examples for u in rows) / sum(u.examples for u in rows)
         up = sum(u.bytes for u in rows)
         known = await self.run.db.do(store.held_out_loss, row.version - 1)
         held_out = "" if known is None else f", held-out loss {known:.4f} of version {row.version - 1}"
+        ages = [u.staleness for u in rows]
+        stale = f", {max(ages)} versions old at most" if self._buffers else ""
         self._progress(
-            f"round {row.version}/{self.rules.rounds}: {len(rows)} updates, {up:,} bytes up, step of "
-            f"{row.step_bytes:,} bytes, training loss {training:.4f}{held_out}, published in {seconds:.2f} s"
+            f"round {row.version}/{self.last}: {len(rows)} updates, {up:,} bytes up, step of "
+            f"{row.step_bytes:,} bytes, training loss {training:.4f}{held_out}{stale}, published in {seconds:.2f} s"
         )
 
     async def _publish(self, version: int, view: Vector) -> None:
         """The adapter in PEFT's format. A failure is reported and does not stop training: the next version tries."""
-        every, last = self.run.task.task.publish_every, version >= self.rules.rounds
+        every, last = self.run.task.task.publish_every, version >= self.last
         if self._publish_dir is None or version == 0 or not (last or (every and version % every == 0)):
             return
         name = self.run.task.task.name

@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from covey_server.failpoints import failpoint
 from covey_shared.errors import CoveyError
 
 _TEMPORARY = ".tmp-"
@@ -81,7 +82,9 @@ def write_durably(path: Path, data: bytes) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
+        failpoint("blob-written")
         temporary.replace(path)
+        failpoint("blob-renamed")
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from aiohttp import web
 from aiohttp.http_exceptions import PayloadEncodingError
 
+from covey_server.failpoints import failpoint
 from covey_server.guard import check_digest
 from covey_server.refusals import Refused
 from covey_shared.signing import content_digest
@@ -57,6 +58,7 @@ async def read_body(request: web.Request, limit: int) -> bytes:
             raise Refused("slow_body", f"the body came at under {SLOWEST_BYTES_S} bytes a second; try a better link")
         digest.update(piece)
         pieces.append(piece)
+        failpoint("body")
     check_digest(request, content_digest(digest.digest()))
     return b"".join(pieces)
 

@@ -4,6 +4,8 @@ Work is a function of the connection. What waits in the queue when the thread ge
 one sync; each piece has its own savepoint, so that a piece that raises undoes itself alone. A future gets its result
 only after the commit. WAL with synchronous=FULL: in NORMAL a power cut may lose commits that were acknowledged.
 
+Bytes that rows refer to may be written by the pieces of a transaction to a `Journal`: it is synced before each commit.
+
 What this does not know: the tables.
 """
 
@@ -11,18 +13,31 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from covey_server.blobs import StoreError
+from covey_server.failpoints import failpoint
 
 BATCH = 128  # pieces that share a commit; more would make the first wait
 BUSY_MS = 5000
+CHECKPOINT_BYTES = 4 * 2**20  # of the write-ahead log: SQLite's own habit, by our hand so that a test can kill in it
 T = TypeVar("T")
 P = ParamSpec("P")
 Work = Callable[[sqlite3.Connection], Any]
+
+
+class Journal(Protocol):
+    """Files beside the database that the pieces of a transaction write to."""
+
+    def sync(self) -> None:
+        """Make what was written durable; raises OSError when the disk refuses."""
+
+    def undo(self) -> None:
+        """Forget what was written since the last `sync`."""
 
 
 class Database:
@@ -30,7 +45,10 @@ class Database:
     one migration an element: element i brings a file from version i to i + 1.
     """
 
+    journal: Journal | None = None
+
     def __init__(self, path: Path, schema: list[str]):
+        self._log = path.with_name(path.name + "-wal")
         self._queue: SimpleQueue[tuple[Work, Future[Any]] | None] = SimpleQueue()
         opened: Future[None] = Future()
         self._thread = Thread(target=self._run, args=(path, schema, opened), name="covey-database", daemon=True)
@@ -66,9 +84,17 @@ class Database:
             return
         opened.set_result(None)
         while batch := self._next_batch():
-            commit_together(connection, batch)
+            commit_together(connection, batch, self.journal)
+            self._checkpoint(connection)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.close()
+
+    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+        """Move the log into the file when it has grown. What a full disk refuses is tried again after a batch."""
+        with suppress(sqlite3.OperationalError, FileNotFoundError):
+            if self._log.stat().st_size > CHECKPOINT_BYTES:
+                failpoint("checkpoint")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _next_batch(self) -> list[tuple[Work, "Future[Any]"]]:
         """What is queued, at least one piece; nothing once the end has been asked for."""
@@ -93,6 +119,7 @@ def connect(path: Path, schema: list[str]) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA wal_autocheckpoint=0")
         connection.execute("PRAGMA foreign_keys=ON")
         _migrate(connection, path, schema)
         verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -117,21 +144,31 @@ def _migrate(connection: sqlite3.Connection, path: Path, schema: list[str]) -> N
             f"{path} was written by a newer covey (schema {version}, this one knows {len(schema)}); update covey"
         )
     for number, script in enumerate(schema[version:], version + 1):
-        connection.executescript(f"BEGIN IMMEDIATE;\n{script};\nPRAGMA user_version={number};\nCOMMIT;")
+        connection.executescript(f"BEGIN IMMEDIATE;\n{script};\nPRAGMA user_version={number};")
+        failpoint("migrating")
+        connection.execute("COMMIT")
 
 
-def commit_together(connection: sqlite3.Connection, batch: list[tuple[Work, "Future[Any]"]]) -> None:
-    """Run the pieces in one transaction; if the commit fails they all have failed."""
+def commit_together(
+    connection: sqlite3.Connection, batch: list[tuple[Work, "Future[Any]"]], journal: Journal | None
+) -> None:
+    """Run the pieces in one transaction; if the journal's sync or the commit fails they all have failed."""
     done: list[tuple[Future[Any], Any, BaseException | None]] = []
     try:
         connection.execute("BEGIN IMMEDIATE")
         for work, future in batch:
             if future.set_running_or_notify_cancel():  # who gave up waiting in the queue is not served
                 done.append((future, *_attempt(connection, work)))
+        if journal is not None:
+            journal.sync()
+        failpoint("committing")
         connection.execute("COMMIT")
+        failpoint("committed")
     except BaseException as error:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
+        if journal is not None:
+            journal.undo()
         for _, future in batch:
             if future.running() or future.set_running_or_notify_cancel():
                 future.set_exception(error)

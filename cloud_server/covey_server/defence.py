@@ -4,12 +4,59 @@ Norm clipping and a cap on shares cost nothing where nobody attacks and stop the
 real fleets they are most of what is needed (Shejwalkar et al. 2022, arXiv 2108.10241).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from covey_shared.entries import Entries
+
 Floats = NDArray[np.float64]
+
+
+class Defence(NamedTuple):
+    """What a task bounds. `clip` is `none` or `adaptive`, to the `quantile` of a round's norms.
+
+    `device_share` and `issuer_share` are the most that one device, and all devices that one issuer enrolled, may weigh
+    in a round; 1 bounds nothing.
+    """
+
+    clip: str = "none"
+    quantile: float = 0.5
+    device_share: float = 1.0
+    issuer_share: float = 1.0
+
+
+def guarded(
+    defence: Defence,
+    updates: Callable[[], Iterable[Entries]],
+    weights: Sequence[float],
+    devices: Sequence[str],
+    issuers: Sequence[str],
+) -> Iterator[tuple[Entries, float]]:
+    """The updates of a round, clipped, each with its bounded weight: what a strategy folds.
+
+    `updates` is called twice when norms are needed, so that no more than one decoded update is held.
+    """
+    shares = capped(capped(weights, devices, defence.device_share), issuers, defence.issuer_share)
+    factors = np.ones(len(shares))
+    if defence.clip == "adaptive":
+        factors = clip_factors([norm(u) for u in updates()], defence.quantile)
+    for update, factor, share in zip(updates(), factors, shares, strict=True):
+        yield scaled(update, factor), float(share)
+
+
+def norm(entries: Entries) -> float:
+    """The L2 norm of an update."""
+    return float(np.sqrt(np.square(entries.values, dtype=np.float64).sum()))
+
+
+def scaled(entries: Entries, factor: float) -> Entries:
+    """An update times a number; by 1, the update itself."""
+    if factor == 1.0:
+        return entries
+    return Entries(entries.size, entries.where, entries.values * np.float32(factor))
 
 
 def clip_factors(norms: Sequence[float], quantile: float) -> Floats:
@@ -24,7 +71,7 @@ def clip_factors(norms: Sequence[float], quantile: float) -> Floats:
     return np.divide(bound, sizes, out=np.ones_like(sizes), where=sizes > bound)
 
 
-def capped(weights: Sequence[float], groups: Sequence[str], cap: float) -> Floats:
+def capped(weights: Sequence[float] | Floats, groups: Sequence[str], cap: float) -> Floats:
     """Weights, float64 [K], lowered until no group has more than the share `cap` of their sum.
 
     Members of a group keep their proportions. Where so few groups came that not all can be below the cap, all groups

@@ -10,6 +10,7 @@ from aiohttp import web
 from covey_server import access
 from covey_server.aggregator import Aggregator
 from covey_server.bodies import SMALL, Budget, read_body
+from covey_server.failpoints import failpoint
 from covey_server.guard import CALLER, DOOR, SIGNED, UPLOAD_BYTES, limit_of, route_of
 from covey_server.limits import Rate
 from covey_server.policy import ANYONE, DEVICE, KEY, SAFE, SAME, UPLOAD, Policy, Route
@@ -62,6 +63,7 @@ async def put_update(request: web.Request) -> web.Response:
     """A device's coded change."""
     aggregator = request.app[AGGREGATOR]
     round_, client = _number(request.match_info["round"], "the round"), _client(request)
+    failpoint("received")
     with request.app[BUDGET].reserve(request.content_length or request.app[UPLOAD_BYTES]):
         body = await _body(request)
         return packed(await aggregator.take_update(round_, client, body))

@@ -25,7 +25,7 @@ def render(status: dict[str, Any]) -> str:
     now = (
         f"all {status['rounds']} rounds are done"
         if round_["phase"] == "done"
-        else f"round {round_['number']} is {round_['phase']}: {len(round_['accepted'])} of {round_['target']} updates, "
+        else f"round {round_['number']} is {round_['phase']}: {round_['gathered']} of {round_['target']} updates, "
         f"{len(round_['assigned'])} devices assigned"
     )
     sent = status["bytes"]

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from covey_server import optimizers
+from covey_server.defence import scaled
 from covey_server.optimizers import Optimizer
 from covey_server.strategies import Strategy
 from covey_shared.codec import Codec, dump_state, load_state
@@ -61,11 +62,34 @@ def first(recipe: Recipe, start: Vector, seed: int) -> tuple[ServerState, Step |
 
 
 def fold(strategy: Strategy, size: int, updates: Iterable[tuple[Entries, int]]) -> Vector:
-    """The mean change of (entries, examples) in the order given, float32 [size]. One update is held at a time."""
+    """The mean change of (entries, examples) in the order given, float32 [size], without defences."""
+    return fold_weighted(strategy, size, ((entries, strategy.weigh(examples)) for entries, examples in updates))
+
+
+def fold_weighted(strategy: Strategy, size: int, updates: Iterable[tuple[Entries, float]]) -> Vector:
+    """The mean change of (entries, weight) in the order given, float32 [size]. One update is held at a time."""
     total = strategy.init(size)
-    for entries, examples in updates:
-        total = strategy.add(total, entries, examples)
+    for entries, weight in updates:
+        total = strategy.add(total, entries, weight)
     return strategy.finish(total)
+
+
+def aged(entries: Entries, weight: float) -> Entries:
+    """An update whose staleness weighs `weight`. Its share of the mean's divisor stays whole, as in FedBuff, which
+    divides by the buffer's size: a version that is made of stale updates alone is a smaller step.
+    """
+    return scaled(entries, weight)
+
+
+def staleness_weight(kind: str, power: float, factor: float, staleness: int) -> float:
+    """What an update that is `staleness` versions old is multiplied with, 1 for a fresh one.
+
+    `polynomial` is (1 + s)^-power (FedAsync, Xie et al. 2019, arXiv 1903.03934; FedBuff has power 1/2), `constant` is
+    `factor` for whatever is stale, `none` treats all alike.
+    """
+    if kind == "none" or staleness <= 0:
+        return 1.0
+    return factor if kind == "constant" else float((1 + staleness) ** -power)
 
 
 def advance(recipe: Recipe, state: ServerState, change: Vector) -> tuple[ServerState, Step]:

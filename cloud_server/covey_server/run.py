@@ -12,19 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from covey_server import recipe, store, task_file
+from covey_server import buffers, recipe, rounds, store, task_file
 from covey_server.blobs import Blobs
 from covey_server.database import Database
-from covey_server.engine import Rules, Saved
+from covey_server.engine import Machine
 from covey_server.optimizers import make_optimizer
 from covey_server.recipe import Recipe, ServerState
+from covey_server.schema import SCHEMA
+from covey_server.segments import Segments
 from covey_server.strategies import make_strategy
 from covey_server.task_file import Named, TaskFile
 from covey_shared.bundle import Bundle
 from covey_shared.codec import Codec, codec_from_spec, presets
+from covey_shared.entries import Entries
 from covey_shared.errors import CodecError, TaskFileError, UsageError
 from covey_shared.layout import Layout, vector_digest
-from covey_shared.messages import Spec, StageSpec, Step
+from covey_shared.messages import Spec, StageSpec, Step, Update
 
 PRESETS: dict[str, Callable[..., Spec]] = {
     "dense": presets.dense,
@@ -45,9 +48,10 @@ class Run:
     recipe: Recipe
     db: Database
     blobs: Blobs
+    segments: Segments
     server: ServerState
     versions: list[store.VersionRow]
-    saved: Saved
+    machine: Machine
     devices: list[str]
     lock: IO[bytes]
 
@@ -56,9 +60,22 @@ class Run:
         """What is trained."""
         return self.bundle.manifest.layout
 
+    def update(self, row: store.UpdateRow) -> Entries:
+        """An accepted update from the disk, decoded and aged."""
+        if row.segment is None:
+            body = self.blobs.get(row.sha256)
+        else:
+            body = self.segments.read(row.segment, row.position, row.bytes, row.sha256)
+        message, how = Update.from_bytes(body), self.task.round
+        weight = 1.0
+        if how.mode == "async":
+            weight = recipe.staleness_weight(how.staleness, how.staleness_power, how.staleness_factor, row.staleness)
+        return recipe.aged(self.upload.decode(message.parts), weight)
+
     def close(self) -> None:
         """Commit what is queued, checkpoint, give the folder back."""
         self.db.close()
+        self.segments.close()
         self.lock.close()
 
 
@@ -79,14 +96,17 @@ def open_run(task: TaskFile, folder: Path, now: float) -> Run:
         if not db.run(store.get_meta):
             _begin(db, blobs, task, bundle, how, now)
         _check_identity(db, task, bundle, folder)
-        blobs.sweep(db.run(store.referenced))
+        segments = Segments(folder / "segments", db.run(store.segments_in_use))
+        db.journal = segments
+        blobs.sweep(db.run(store.blobs_in_use))
+        segments.sweep(db.run(store.segments_in_use))
         versions = db.run(store.versions)
         state = versions[-1].state
         assert state is not None
         return Run(
             task=task, bundle=bundle, upload=upload, exact=codec_from_spec(presets.dense(), layout), recipe=how,
-            db=db, blobs=blobs, server=ServerState.from_bytes(blobs.get(state)), versions=versions,
-            saved=db.run(store.saved), devices=db.run(store.devices), lock=lock,
+            db=db, blobs=blobs, segments=segments, server=ServerState.from_bytes(blobs.get(state)), versions=versions,
+            machine=machine_of(task, db), devices=db.run(store.devices), lock=lock,
         )  # fmt: skip
     except BaseException:
         db.close()
@@ -109,19 +129,42 @@ def codec_of(section: str, codec: task_file.Codec, layout: Layout) -> Codec:
         raise TaskFileError(f"[{section}] codec: {error}") from None
 
 
-def rules_of(task: TaskFile) -> Rules:
-    """The engine's view of a task."""
-    rounds = task.round
-    return Rules(
+def round_rules(task: TaskFile) -> rounds.Rules:
+    """The synchronous engine's view of a task."""
+    section = task.round
+    return rounds.Rules(
         rounds=task.task.rounds,
-        target=rounds.target,
-        cohort=rounds.cohort,
-        minimum=rounds.needed,
-        deadline_s=rounds.deadline_s,
-        pool_s=rounds.pool_s if rounds.selection == "uniform" else 0.0,
-        retry_s=rounds.retry_s,
+        target=section.target,
+        cohort=section.cohort,
+        minimum=section.needed,
+        deadline_s=section.deadline_s,
+        pool_s=section.pool_s if section.selection == "uniform" else 0.0,
+        retry_s=section.retry_s,
         seed=task.task.seed,
     )
+
+
+def buffer_rules(task: TaskFile) -> buffers.Rules | None:
+    """The asynchronous engine's view of a task; None in synchronous mode."""
+    section = task.round
+    if section.mode != "async":
+        return None
+    return buffers.Rules(
+        rounds=task.task.rounds,
+        buffer=section.buffer,
+        max_staleness=section.max_staleness,
+        concurrency=section.concurrency,
+        deadline_s=section.deadline_s,
+        retry_s=section.retry_s,
+    )
+
+
+def machine_of(task: TaskFile, db: Database) -> Machine:
+    """The engine in the task's mode, going on from what the database knows."""
+    rules = buffer_rules(task)
+    if rules is None:
+        return rounds.machine(round_rules(task), db.run(store.saved_round))
+    return buffers.machine(rules, db.run(store.saved_buffer, rules.max_staleness))
 
 
 def lock_folder(folder: Path) -> IO[bytes]:
@@ -162,7 +205,7 @@ def store_version(
 
 def _open_database(path: Path) -> Database:
     try:
-        return Database(path, store.SCHEMA)
+        return Database(path, SCHEMA)
     except sqlite3.OperationalError as error:
         raise UsageError(f"the database {path} cannot be opened: {error}; free the disk or choose --data-dir") from None
 

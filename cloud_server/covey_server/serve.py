@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiohttp import web
 
@@ -20,10 +20,10 @@ from covey_server.aggregator import Aggregator
 from covey_server.app import GATE, RUNNER, make_app
 from covey_server.blobs import write_durably
 from covey_server.guard import DOOR, is_loopback
-from covey_server.publish import BUNDLED_CONFIG
 from covey_server.run import Run, default_folder, open_run
 from covey_server.tls import Tls, open_tls
 from covey_shared.errors import UsageError
+from covey_shared.peft_folder import BUNDLED_CONFIG
 
 STOP_S = 10.0  # how long requests in flight may take to finish after a signal
 POLL_S = 0.2
@@ -51,37 +51,54 @@ class Options:
     grace: float = 30.0
 
 
+class Side(NamedTuple):
+    """An application with the socket that it listens on; without `tls` it is plain HTTP."""
+
+    app: web.Application
+    listener: socket.socket
+    host: str
+    tls: Tls | None
+
+    @property
+    def url(self) -> str:
+        """What to type to reach it."""
+        return f"{'https' if self.tls else 'http'}://{_reachable(self.host)}:{self.listener.getsockname()[1]}"
+
+
 def serve(options: Options) -> int:
     """Serve one task; returns the exit code. Raises UsageError and its kin before anything listens."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    check_exposure(options)
+    tls = open_tls(options.tls_cert, options.tls_key)
     task = task_file.read(options.task)
     folder = options.data_dir or default_folder(options.task)
     run = open_run(task, folder, time.time())
     try:
-        return asyncio.run(_serve(run, folder, options))
+        return asyncio.run(_serve(run, folder, options, tls))
     finally:
         run.close()
 
 
-async def _serve(run: Run, folder: Path, options: Options) -> int:
+async def _serve(run: Run, folder: Path, options: Options, tls: Tls | None) -> int:
     stop = _stop_at_signals()
-    tls = open_tls(options.tls_cert, options.tls_key)
-    check_exposure(options, tls)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(contextlib.closing(_listen(options.host, options.port, "--port")))
-        port = listener.getsockname()[1]
-        beside = options.admin_port if options.admin_port is not None else options.port and port + 1
+        beside = options.admin_port if options.admin_port is not None else options.port and options.port + 1
         office = stack.enter_context(contextlib.closing(_listen(options.admin_host, beside, "--admin-port")))
         aggregator = Aggregator(run, _publish_folder(run, folder, options), say)
         app = make_app(aggregator, is_open=options.open)
         admin = make_admin(aggregator, app[DOOR])
-        runners = [web.AppRunner(each, access_log=None, shutdown_timeout=STOP_S, **RUNNER) for each in (app, admin)]
+        sides = [
+            Side(app, listener, options.host, tls),
+            Side(admin, office, options.admin_host, None if is_loopback(options.admin_host) else tls),
+        ]
+        runners = [web.AppRunner(each.app, access_log=None, shutdown_timeout=STOP_S, **RUNNER) for each in sides]
         try:
-            for runner, socket_ in zip(runners, (listener, office), strict=True):
+            for runner, side in zip(runners, sides, strict=True):
                 await runner.setup()
-                await web.SockSite(runner, socket_, ssl_context=tls.context if tls else None).start()
-            urls = [url_of(options.host, port, tls), url_of(options.admin_host, office.getsockname()[1], tls)]
+                await web.SockSite(runner, side.listener, ssl_context=side.tls.context if side.tls else None).start()
+            urls = [side.url for side in sides]
             await run.db.do(store.set_meta, {"url": urls[0]})
             _announce(run, folder, options, urls, aggregator)
             await _until_stopped(stop, aggregator, options, tls)
@@ -95,23 +112,18 @@ async def _serve(run: Run, folder: Path, options: Options) -> int:
     return 0
 
 
-def check_exposure(options: Options, tls: Tls | None) -> None:
+def check_exposure(options: Options) -> None:
     """Raises UsageError for an address beyond this machine that nobody has said may be reached as asked."""
     for what, host in (("--host", options.host), ("--admin-host", options.admin_host)):
         if is_loopback(host):
             continue
-        if tls is None and not options.insecure_http:
+        if options.tls_cert is None and not options.insecure_http:
             raise UsageError(
                 f"{what} {host} is reachable from other machines, and without --tls-cert and --tls-key who is on the "
                 "way can read all that passes; give them, or accept that with --insecure-http"
             )
         if what == "--host" and options.open:
             raise UsageError("--open lets anybody in, so it is for this machine alone; use `covey enroll new`")
-
-
-def url_of(host: str, port: int, tls: Tls | None) -> str:
-    """What to type to reach a listener."""
-    return f"{'https' if tls else 'http'}://{_reachable(host)}:{port}"
 
 
 def _listen(host: str, port: int, option: str) -> socket.socket:

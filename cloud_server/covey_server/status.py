@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 async def report(aggregator: "Aggregator") -> dict[str, Any]:
     """The whole status, ready for JSON. Losses are in nats per token; a loss that nobody reported is null."""
-    run, state, rules = aggregator.run, aggregator.state, aggregator.rules
+    run, state = aggregator.run, aggregator.state
     clients, history, saved = await run.db.do(_read)
     now_s = time.monotonic()
     traffic = merged(saved, aggregator.traffic.rows())
@@ -29,17 +29,9 @@ async def report(aggregator: "Aggregator") -> dict[str, Any]:
         "entries": run.layout.size,
         "state": "done" if state.phase == engine.DONE else "running",
         "version": state.version,
-        "rounds": rules.rounds,
-        "round": {
-            "number": min(state.round, rules.rounds),
-            "phase": state.phase,
-            "attempt": state.attempt,
-            "assigned": sorted(state.cohort),
-            "accepted": sorted(state.accepted),
-            "target": rules.target,
-            "minimum": rules.minimum,
-            "deadline_s": None if state.deadline_s == float("inf") else max(state.deadline_s - now_s, 0.0),
-        },
+        "rounds": aggregator.last,
+        "mode": run.task.round.mode,
+        "round": run.machine.facts(state, now_s),
         "clients": [
             {**row, "seen_s": _ago(aggregator.seen.get(row["client"]), now_s), **_bytes(of_device[row["client"]])}
             for row in clients
@@ -86,7 +78,17 @@ def _history(db: sqlite3.Connection) -> list[dict[str, Any]]:
     """Each version with the held-out loss over all devices, every token counting once."""
     query = "SELECT version, sum(loss_sum), sum(tokens), sum(correct), count(*) FROM evaluations GROUP BY version"
     seen = {row[0]: row[1:] for row in db.execute(query)}
-    return [_version(row, *seen.get(row.version, (None, 0, 0, 0))) for row in store.versions(db)]
+    ages = {version: {"staleness": mean, "staleness_max": most} for version, mean, most in db.execute(_AGES)}
+    fresh = {"staleness": 0.0, "staleness_max": 0}
+    return [
+        {**_version(row, *seen.get(row.version, (None, 0, 0, 0))), **ages.get(row.version, fresh)}
+        for row in store.versions(db)
+    ]
+
+
+_AGES = """
+SELECT counted_in, avg(counted_in - 1 - version), max(counted_in - 1 - version) FROM updates GROUP BY counted_in
+"""
 
 
 def _version(row: store.VersionRow, loss_sum: float | None, tokens: int, correct: int, clients: int) -> dict[str, Any]:

@@ -1,58 +1,25 @@
-"""What the server remembers: tables and the questions asked of them. Every function is one piece of a transaction.
+"""What the server remembers: the questions asked of its tables. Every function is one piece of a transaction.
 
-    meta         the task as resolved, the bundle, the layout
-    rounds       state: open, frozen (its set of updates is final), published
-    assignments  who was asked, so that a restart knows whose update is welcome
-    updates      one row for each (round, client), kept after its blob is gone: a retry is answered from it
-    versions     each published adapter: its coded step, and for the head the server's whole state
-    evaluations  held-out losses, one for each (version, client)
-    clients      what devices said about themselves
-    traffic      bodies in bytes, by device and route
-
-Blobs are referred to by digest and written before the row that names them.
+The tables themselves are in schema.py. Blobs are referred to by digest and written before the row that names them;
+updates lie in the segment of the version that counts them, which is synced before the commit.
 """
 
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from covey_server import access
+from covey_server import buffers, rounds
 from covey_server.blobs import StoreError
-from covey_server.engine import Saved
-
-SCHEMA = [
-    """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE rounds (round INTEGER PRIMARY KEY, attempt INTEGER NOT NULL, state TEXT NOT NULL) STRICT;
-CREATE TABLE assignments (
-    round INTEGER NOT NULL, client TEXT NOT NULL, attempt INTEGER NOT NULL, PRIMARY KEY (round, client)
-) STRICT;
-CREATE TABLE updates (
-    round INTEGER NOT NULL, client TEXT NOT NULL, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL,
-    examples INTEGER NOT NULL, steps INTEGER NOT NULL, loss_before REAL NOT NULL, loss_after REAL NOT NULL,
-    seconds REAL NOT NULL, stored INTEGER NOT NULL, PRIMARY KEY (round, client)
-) STRICT;
-CREATE TABLE versions (
-    version INTEGER PRIMARY KEY, parent INTEGER UNIQUE, base INTEGER NOT NULL, step TEXT, step_bytes INTEGER NOT NULL,
-    state TEXT, digest TEXT NOT NULL, updates INTEGER NOT NULL, created REAL NOT NULL
-) STRICT;
-CREATE TABLE evaluations (
-    version INTEGER NOT NULL, client TEXT NOT NULL, loss_sum REAL NOT NULL, tokens INTEGER NOT NULL,
-    correct INTEGER NOT NULL, PRIMARY KEY (version, client)
-) STRICT;
-CREATE TABLE clients (
-    client TEXT PRIMARY KEY, runtime TEXT NOT NULL, examples INTEGER NOT NULL, seen REAL NOT NULL
-) STRICT;
-CREATE TABLE traffic (
-    client TEXT NOT NULL, route TEXT NOT NULL, up INTEGER NOT NULL, down INTEGER NOT NULL, PRIMARY KEY (client, route)
-) STRICT;
-""",
-    access.SCHEMA,
-]
+from covey_server.failpoints import failpoint
+from covey_server.segments import Segments
 
 
 class UpdateRow(NamedTuple):
-    """An accepted update: `sha256` and `bytes` of the request's body; losses in nats."""
+    """An accepted update: `sha256` and `bytes` of the request's body; losses in nats.
+
+    `round` is the assignment's number, `version` what the device trained from, `counted_in` the version that the update
+    is part of. `segment` and `position` say where its bytes lie; without a segment they are a blob of their own.
+    """
 
     round: int
     client: str
@@ -63,6 +30,15 @@ class UpdateRow(NamedTuple):
     loss_before: float
     loss_after: float
     seconds: float
+    version: int = -1
+    counted_in: int = -1
+    segment: int | None = None
+    position: int = 0
+
+    @property
+    def staleness(self) -> int:
+        """Versions that were published between the one trained from and the one before that which counts it."""
+        return self.counted_in - 1 - self.version
 
 
 class VersionRow(NamedTuple):
@@ -82,10 +58,10 @@ class VersionRow(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What became of an update: `accepted`, `duplicate`, `conflict` or `late`; `sha256` is what is stored."""
+    """What became of an update: `accepted`, `duplicate`, `conflict`, `late` or `stale`; `row` is what is stored."""
 
     kind: str
-    sha256: str
+    row: UpdateRow | None = None
 
 
 class TrafficRow(NamedTuple):
@@ -115,28 +91,62 @@ def begin(db: sqlite3.Connection, meta: Mapping[str, str], version: VersionRow) 
 
 
 def assign(
-    db: sqlite3.Connection, round_: int, attempt: int, client: str, runtime: str, examples: int, now: float
-) -> None:
-    """Remember who was asked, and what it says of itself. Asking twice is once."""
-    db.execute("INSERT OR REPLACE INTO assignments VALUES (?, ?, ?)", (round_, client, attempt))
+    db: sqlite3.Connection, round_: int, attempt: int, client: str, version: int, runtime: str, examples: int,
+    now: float,
+) -> None:  # fmt: skip
+    """Remember who was asked to train what, and what it says of itself. Asking twice is once."""
+    db.execute("INSERT OR REPLACE INTO assignments VALUES (?, ?, ?, ?)", (round_, client, attempt, version))
     db.execute("INSERT OR REPLACE INTO clients VALUES (?, ?, ?, ?)", (client, runtime, examples, now))
+    failpoint("assigned")
 
 
-def find_update(db: sqlite3.Connection, round_: int, client: str) -> str | None:
-    """The digest of the update of this device in this round."""
-    row = db.execute("SELECT sha256 FROM updates WHERE round = ? AND client = ?", (round_, client)).fetchone()
-    return row[0] if row else None
+def find_update(db: sqlite3.Connection, round_: int, client: str) -> UpdateRow | None:
+    """The update of this device for this assignment."""
+    rows = _updates(db, "round = ? AND client = ?", round_, client)
+    return rows[0] if rows else None
 
 
-def accept(db: sqlite3.Connection, row: UpdateRow) -> Verdict:
-    """Count an update, at most once, and never after its round was frozen."""
+def known(db: sqlite3.Connection, row: UpdateRow) -> Verdict | None:
+    """The verdict on an update whose place is taken, by itself or by other bytes."""
     stored = find_update(db, row.round, row.client)
-    if stored is not None:
-        return Verdict("duplicate" if stored == row.sha256 else "conflict", stored)
-    if _round_state(db, row.round) != "open":
-        return Verdict("late", "")
-    db.execute(f"INSERT INTO updates VALUES ({_marks(UpdateRow)}, 1)", row)
-    return Verdict("accepted", row.sha256)
+    if stored is None:
+        return None
+    return Verdict("duplicate" if stored.sha256 == row.sha256 else "conflict", stored)
+
+
+def accept(
+    db: sqlite3.Connection, row: UpdateRow, body: bytes, segments: Segments, rules: buffers.Rules | None
+) -> Verdict:
+    """Count an update, at most once. Without `rules`, of buffers, it belongs to its round, until that was frozen."""
+    taken = known(db, row)
+    if taken is not None:
+        return taken
+    version = row.round if rules is None else _buffer_with_room(db, rules.buffer)
+    if rules is None and _round_state(db, row.round) != "open":
+        return Verdict("late")
+    if rules is not None and version > rules.rounds:
+        return Verdict("late")
+    if rules is not None and version - 1 - row.version > rules.max_staleness:
+        return Verdict("stale")
+    position = segments.append(version, body)
+    row = row._replace(counted_in=version, segment=version, position=position)
+    db.execute(f"INSERT INTO updates ({_columns(row)}, stored) VALUES ({_marks(UpdateRow)}, 1)", row)
+    return Verdict("accepted", row)
+
+
+def _buffer_with_room(db: sqlite3.Connection, size: int) -> int:
+    """The first version that is not frozen and has fewer than `size` updates."""
+    version = head_version(db) + 1
+    if _round_state(db, version) != "open":
+        version += 1
+    while count_of(db, version) >= size:
+        version += 1
+    return version
+
+
+def count_of(db: sqlite3.Connection, version: int) -> int:
+    """How many updates a version counts."""
+    return int(db.execute("SELECT count(*) FROM updates WHERE counted_in = ?", (version,)).fetchone()[0])
 
 
 def reopen(db: sqlite3.Connection, round_: int, attempt: int) -> None:
@@ -144,21 +154,24 @@ def reopen(db: sqlite3.Connection, round_: int, attempt: int) -> None:
     db.execute("UPDATE rounds SET attempt = ? WHERE round = ?", (attempt, round_))
 
 
-def freeze(db: sqlite3.Connection, round_: int) -> list[UpdateRow]:
-    """Make the round's set of updates final; returns it in the order in which it is folded. May be repeated."""
-    db.execute("UPDATE rounds SET state = 'frozen' WHERE round = ? AND state = 'open'", (round_,))
-    return updates_of(db, round_)
+def freeze(db: sqlite3.Connection, version: int) -> list[UpdateRow]:
+    """Make a version's set of updates final; returns it in the order in which it is folded. May be repeated."""
+    db.execute("UPDATE rounds SET state = 'frozen' WHERE round = ? AND state = 'open'", (version,))
+    return updates_of(db, version)
 
 
-def updates_of(db: sqlite3.Connection, round_: int) -> list[UpdateRow]:
-    """A round's updates, sorted by device in byte order."""
+def updates_of(db: sqlite3.Connection, version: int) -> list[UpdateRow]:
+    """A version's updates, sorted by device in byte order and then by assignment: never by time of arrival."""
+    return _updates(db, "counted_in = ? ORDER BY client, round", version)
+
+
+def _updates(db: sqlite3.Connection, where: str, *values: object) -> list[UpdateRow]:
     columns = ", ".join(UpdateRow._fields)
-    rows = db.execute(f"SELECT {columns} FROM updates WHERE round = ? ORDER BY client", (round_,))
-    return [UpdateRow(*row) for row in rows]
+    return [UpdateRow(*row) for row in db.execute(f"SELECT {columns} FROM updates WHERE {where}", values)]
 
 
 def publish(db: sqlite3.Connection, row: VersionRow, *, keep_updates: bool) -> list[str]:
-    """Make a version the head, if its parent is the head, and open the next round. Returns blobs no longer needed."""
+    """Make a version the head, if its parent is the head, and open the next. Returns blobs no longer needed."""
     head = head_version(db)
     if head != row.parent:
         raise StoreError(f"version {row.version} follows {row.parent}, but the head is {head}; nothing was published")
@@ -168,8 +181,9 @@ def publish(db: sqlite3.Connection, row: VersionRow, *, keep_updates: bool) -> l
     db.execute("UPDATE rounds SET state = 'published' WHERE round = ?", (row.version,))
     _open_round(db, row.version + 1)
     if not keep_updates:
-        stale += [u.sha256 for u in updates_of(db, row.version)]
-        db.execute("UPDATE updates SET stored = 0 WHERE round = ?", (row.version,))
+        stale += [u.sha256 for u in updates_of(db, row.version) if u.segment is None]
+        db.execute("UPDATE updates SET stored = 0 WHERE counted_in = ?", (row.version,))
+    failpoint("publishing")
     return stale
 
 
@@ -183,12 +197,12 @@ def versions(db: sqlite3.Connection) -> list[VersionRow]:
     return [VersionRow(*row) for row in db.execute("SELECT * FROM versions ORDER BY version")]
 
 
-def saved(db: sqlite3.Connection) -> Saved:
-    """Where the run stands, for the engine."""
+def saved_round(db: sqlite3.Connection) -> rounds.Saved:
+    """Where a synchronous run stands, for the engine."""
     head = head_version(db)
     attempt, state = db.execute("SELECT attempt, state FROM rounds WHERE round = ?", (head + 1,)).fetchone()
     asked = dict(db.execute("SELECT client, attempt FROM assignments WHERE round = ?", (head + 1,)))
-    return Saved(
+    return rounds.Saved(
         round=head + 1,
         attempt=attempt,
         version=head,
@@ -199,13 +213,42 @@ def saved(db: sqlite3.Connection) -> Saved:
     )
 
 
-def referenced(db: sqlite3.Connection) -> set[str]:
+def saved_buffer(db: sqlite3.Connection, max_staleness: int) -> buffers.Saved:
+    """Where an asynchronous run stands, for the engine."""
+    head = head_version(db)
+    counts = dict(db.execute("SELECT counted_in, count(*) FROM updates WHERE counted_in > ? GROUP BY 1", (head,)))
+    out = db.execute(_IN_FLIGHT, (head - max_staleness,))
+    return buffers.Saved(
+        version=head,
+        counts=tuple(counts.get(v, 0) for v in range(head + 1, max(counts, default=head) + 1)),
+        frozen=_round_state(db, head + 1) == "frozen",
+        flights={client: buffers.Flight(round_, version) for client, round_, version in out},
+        issued=db.execute("SELECT coalesce(max(round), 0) FROM assignments").fetchone()[0],
+    )
+
+
+# The newest assignment of each device, if its update has not come.
+_IN_FLIGHT = """
+SELECT client, round, version FROM assignments AS a
+WHERE version >= ? AND round = (SELECT max(round) FROM assignments WHERE client = a.client)
+AND NOT EXISTS (SELECT 1 FROM updates WHERE round = a.round AND client = a.client)
+"""
+
+
+def blobs_in_use(db: sqlite3.Connection) -> set[str]:
     """Every blob that a row names."""
     rows = db.execute(
-        "SELECT sha256 FROM updates WHERE stored UNION SELECT step FROM versions WHERE step IS NOT NULL"
+        "SELECT sha256 FROM updates WHERE stored AND segment IS NULL"
+        " UNION SELECT step FROM versions WHERE step IS NOT NULL"
         " UNION SELECT state FROM versions WHERE state IS NOT NULL"
     )
     return {digest for (digest,) in rows}
+
+
+def segments_in_use(db: sqlite3.Connection) -> dict[int, int]:
+    """Every segment that a row names, with its end in bytes."""
+    query = "SELECT segment, max(position + bytes) FROM updates WHERE stored AND segment IS NOT NULL GROUP BY 1"
+    return dict(db.execute(query))
 
 
 def evaluate(db: sqlite3.Connection, version: int, client: str, loss_sum: float, tokens: int, correct: int) -> None:
@@ -252,6 +295,10 @@ def _open_round(db: sqlite3.Connection, round_: int) -> None:
 def _round_state(db: sqlite3.Connection, round_: int) -> str | None:
     row = db.execute("SELECT state FROM rounds WHERE round = ?", (round_,)).fetchone()
     return row[0] if row else None
+
+
+def _columns(row: UpdateRow) -> str:
+    return ", ".join(row._fields)
 
 
 def _marks(row: type) -> str:

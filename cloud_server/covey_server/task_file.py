@@ -32,7 +32,12 @@ STRATEGIES: dict[str, dict[str, Scalar]] = {
     "fedavg": {},
     # a quarter of the entries each way is the density of FLASC's own example
     "flasc": {"mode": "covey", "density_up": 0.25, "density_down": 0.25},
+    # the share of a round's devices that may be hostile; a tenth is more than enrolled fleets are likely to see
+    "trimmed-mean": {"attackers": 0.1},
+    "median": {"attackers": 0.1},
+    "krum": {"attackers": 0.1},
 }
+WHOLE_UPDATES = ("krum",)  # strategies that compare updates, which must then have the same coordinates
 
 # Where a strategy's paper fixes what the others leave open.
 STRATEGY_SERVER: dict[str, str] = {"flasc": "adamw"}
@@ -53,7 +58,14 @@ PRESETS: dict[str, dict[str, float]] = {
 }
 
 SELECTIONS = ("first-come", "uniform")
+MODES = ("sync", "async")
+STALENESS = ("polynomial", "constant", "none")
+# Keys of [round] that mean something in one mode only; the others hold in both.
+SYNC_KEYS = ("target", "over_selection", "minimum", "selection", "pool_s")
+ASYNC_KEYS = ("buffer", "concurrency", "max_staleness", "staleness", "staleness_power", "staleness_factor")
 FLASC_MODES = ("paper", "covey")
+CLIPS = ("none", "adaptive")
+SPARSE = ("topk", "segment", "flasc")  # codec stages and presets by which devices send different coordinates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +90,7 @@ class TaskSection:
 class RoundSection:
     """[round]. Times in seconds."""
 
+    mode: str = "sync"  # `async`: nobody waits for the slowest; see buffers.py
     target: int = 10  # updates that close a round; FLASC and most of its kin use 10
     over_selection: float = 1.0  # devices asked per update wanted; 1.3 is usual for phones, which drop out
     deadline_s: float = 600.0  # from the first assignment of an attempt: ten minutes is a slow phone's round
@@ -86,6 +99,12 @@ class RoundSection:
     pool_s: float = 5.0
     max_norm: float = 1e4  # L2 norm of one change; honest ones stay below 100, and one of 1e30 would end the run
     retry_s: float = 1.0  # how long a waiting device is told to wait; raise it with the number of devices
+    buffer: int = 10  # updates of a version; FedBuff finds 10 enough, whatever the number of devices
+    concurrency: int = 0  # devices that train at the same time; 0 means any number
+    max_staleness: int = 20  # versions; an update that is older says more about the past than about the model
+    staleness: str = "polynomial"  # how staler updates weigh less
+    staleness_power: float = 0.5  # (1 + staleness)^-power: FedBuff's one over the root
+    staleness_factor: float = 0.5  # of `constant`: what every stale update is multiplied with
 
     def __post_init__(self) -> None:
         in_range("[round] target", self.target, 1, 1_000_000)
@@ -94,6 +113,13 @@ class RoundSection:
         in_range("[round] pool_s", self.pool_s, 0.0, 1e6)
         in_range("[round] max_norm", self.max_norm, 1e-6, 1e9)
         in_range("[round] retry_s", self.retry_s, 0.05, 86_400.0)
+        in_range("[round] buffer", self.buffer, 1, 1_000_000)
+        in_range("[round] concurrency", self.concurrency, 0, 10_000_000)
+        in_range("[round] max_staleness", self.max_staleness, 0, 1_000_000)
+        in_range("[round] staleness_power", self.staleness_power, 0.0, 10.0)
+        in_range("[round] staleness_factor", self.staleness_factor, 0.0, 1.0)
+        one_of("[round] mode", self.mode, MODES)
+        one_of("[round] staleness", self.staleness, STALENESS)
         one_of("[round] selection", self.selection, SELECTIONS)
         if not 0 <= self.minimum <= self.target:
             raise TaskFileError(
@@ -109,6 +135,22 @@ class RoundSection:
     def cohort(self) -> int:
         """Devices that are asked: the target with its reserve."""
         return math.ceil(self.target * self.over_selection - 1e-9)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefenceSection:
+    """[defence]: what one device can do to a round. Off by default: a fleet of your own boards needs none."""
+
+    clip: str = "none"  # `adaptive`: no update keeps a larger norm than the quantile of its round's
+    quantile: float = 0.5  # the median cannot be moved by fewer than half of the devices
+    device_share: float = 1.0  # the most that one device weighs in a round; it states its own number of examples
+    issuer_share: float = 1.0  # the most that all devices weigh that enrolled with codes of one label
+
+    def __post_init__(self) -> None:
+        one_of("[defence] clip", self.clip, CLIPS)
+        in_range("[defence] quantile", self.quantile, 0.0, 1.0)
+        in_range("[defence] device_share", self.device_share, 1e-6, 1.0)
+        in_range("[defence] issuer_share", self.issuer_share, 1e-6, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,13 +198,14 @@ class TaskFile:
     upload: Codec
     download: Codec
     client: ClientSection
+    defence: DefenceSection = DefenceSection()
 
     def to_json(self) -> str:
         """The canonical text that is stored with a run."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1)
 
 
-SECTIONS = ("task", "round", "strategy", "server", "upload", "download", "client")
+SECTIONS = ("task", "round", "strategy", "server", "upload", "download", "client", "defence")
 
 
 def read(path: Path) -> TaskFile:
@@ -189,8 +232,9 @@ def parse(text: str) -> TaskFile:
         raise TaskFileError(f"not valid TOML: {error}") from None
     known("the task file", data, SECTIONS, "section")
     tables = {name: _table(name, data.get(name, {})) for name in SECTIONS}
+    _check_mode(tables["round"])
     strategy = _named_choice("strategy", tables["strategy"], "name", "fedavg", STRATEGIES)
-    _check_flasc(strategy)
+    _check_strategy(strategy, tables["upload"])
     return TaskFile(
         task=_section(TaskSection, "task", tables["task"]),
         round=_section(RoundSection, "round", tables["round"]),
@@ -199,7 +243,17 @@ def parse(text: str) -> TaskFile:
         upload=_codec("upload", tables["upload"], strategy, "density_up", "sign"),
         download=_codec("download", tables["download"], strategy, "density_down", "levels"),
         client=_client(tables["client"], strategy),
+        defence=_section(DefenceSection, "defence", tables["defence"]),
     )
+
+
+def _check_mode(table: Table) -> None:
+    """Refuses a key of the other mode: it would silently do nothing."""
+    mode = table.get("mode", "sync")
+    for other, keys in (("sync", SYNC_KEYS), ("async", ASYNC_KEYS)):
+        found = [key for key in keys if key in table]
+        if mode in MODES and mode != other and found:
+            raise TaskFileError(f"[round] {found[0]} belongs to mode = {other!r}, this task has {mode!r}; remove it")
 
 
 def is_paper(strategy: Named) -> bool:
@@ -226,7 +280,17 @@ def _client(table: Table, strategy: Named) -> ClientSection:
     return client
 
 
-def _check_flasc(strategy: Named) -> None:
+def _check_strategy(strategy: Named, upload: Table) -> None:
+    if "attackers" in strategy.args:
+        in_range("[strategy] attackers", float(strategy.args["attackers"]), 0.0, 0.499)
+    stages = upload.get("codec")
+    names = [s.get("name") for s in stages if isinstance(s, dict)] if isinstance(stages, list) else [stages]
+    sparse = next((name for name in names if name in SPARSE), None)
+    if strategy.name in WHOLE_UPDATES and sparse:
+        raise TaskFileError(
+            f"strategy {strategy.name!r} compares updates coordinate by coordinate, and [upload] codec {sparse!r} lets "
+            "each device send others; use 'sign', 'levels' or 'dense', or strategy 'trimmed-mean'"
+        )
     if strategy.name == "flasc":
         one_of("[strategy] mode", str(strategy.args["mode"]), FLASC_MODES)
         for key in ("density_up", "density_down"):
@@ -300,7 +364,7 @@ def _table(name: str, value: Any) -> Table:
 
 # Keys whose change does not contradict what a run has on disk: they say how the next rounds are run.
 HARMLESS = ("task.bundle", "task.publish_every", "task.keep_updates")
-HARMLESS_SECTIONS = ("round",)
+HARMLESS_SECTIONS = ("round", "defence")  # but for the round's mode: assignments are numbered otherwise
 
 
 def changed_key(stored: str, now: TaskFile, version: int) -> str | None:
@@ -310,15 +374,21 @@ def changed_key(stored: str, now: TaskFile, version: int) -> str | None:
     move; `rounds` may grow, or shrink to what is already done. A key that an older covey did not know had its default.
     """
     default = _flat(json.loads(parse('[task]\nbundle = ""').to_json()))
-    sections = {key: value for key, value in default.items() if key.split(".")[0] in ("task", "client")}
+    sections = {
+        key: value for key, value in default.items() if key.split(".")[0] in ("task", "client", "round", "defence")
+    }
     old, new = {**sections, **_flat(json.loads(stored))}, _flat(json.loads(now.to_json()))
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) == new.get(key) or key in HARMLESS or key.split(".")[0] in HARMLESS_SECTIONS:
+        if old.get(key) == new.get(key) or key in HARMLESS or _harmless(key):
             continue
         if key == "task.rounds" and int(new[key]) >= version:
             continue
         return key
     return None
+
+
+def _harmless(key: str) -> bool:
+    return key.split(".")[0] in HARMLESS_SECTIONS and key != "round.mode"
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:

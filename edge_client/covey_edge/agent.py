@@ -192,7 +192,7 @@ class Agent:
         manifest = self.device.bundle.manifest
         self.save(
             pending=(pending,), codec=self.device.codec_name(), codec_state=before,
-            trained_tokens=self.record.trained_tokens + progress.step * manifest.batch_size * manifest.seq_len,
+            trained_tokens=self.record.trained_tokens + progress.step * manifest.batch_size * max(1, manifest.seq_len),
             train_seconds=self.record.train_seconds + progress.seconds,
         )  # fmt: skip
         self.folder.forget_training()

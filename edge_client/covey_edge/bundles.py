@@ -70,7 +70,8 @@ async def fetch_bundle(transport: Transport, data: bytes, target: str, cache: Pa
 
 def require_listed(manifest: Manifest, target: str, files: dict[str, File]) -> None:
     """Refuses a manifest that points at a path outside its own files: a runtime would open whatever lies there."""
-    for path in (*manifest.graphs[target].values(), manifest.tokenizer.path, manifest.start):
+    tokenizer = manifest.tokenizer.path if manifest.tokenizer else ""
+    for path in (*manifest.graphs[target].values(), tokenizer, manifest.start):
         if path and path not in files:
             raise BundleError(f"the bundle's manifest points at {path!r}, which is not among its files for {target}")
 

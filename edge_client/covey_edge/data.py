@@ -1,5 +1,7 @@
 """From text to the fixed batches that the graphs take: windows for a causal LM, labelled rows for a classifier.
 
+Images are in `images`; what they share with text, the split and the order of batches, is here.
+
 A graph takes exactly B rows of T tokens. Text for a causal LM is packed: documents end to end, cut into windows that
 overlap by one token, so that each token but the very first is predicted exactly once. Padding is never counted: its
 label is -100.
@@ -8,9 +10,9 @@ The held-out part is a function of the data alone, so it stays held out over res
 on is a function of (task seed, round, client).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -27,14 +29,32 @@ BLOCKS = 8  # of held-out windows: contiguous, so that few of them share a sente
 
 
 class Batch(NamedTuple):
-    """`input_ids` int64 [B, T]; `labels` int64 [B, T] for a causal LM, [B] for a classifier; -100 is not counted."""
+    """What a graph takes beside the adapter.
 
-    input_ids: NDArray[np.int64]
+    `inputs`: tokens, int64 [B, T], or images, float32 [B, C, H, W]. `labels`: int64 [B, T] for a causal LM, [B] for a
+    classifier; -100 is not counted.
+    """
+
+    inputs: NDArray[Any]
     labels: NDArray[np.int64]
 
 
+class Examples(Protocol):
+    """A device's examples, however they are held."""
+
+    @property
+    def count(self) -> int:
+        """N, the number of examples."""
+
+    def take(self, where: NDArray[np.int64]) -> "Examples":
+        """The examples at these positions."""
+
+    def batch(self, where: NDArray[np.int64]) -> Batch:
+        """These examples as a graph takes them, all labels counted."""
+
+
 @dataclass(frozen=True)
-class Examples:
+class TokenExamples:
     """`ids` int32 [N, T], padded; `lengths` int32 [N], tokens that are not padding.
 
     `classes` int64 [N] for a classifier; None for a causal LM, whose targets are its own tokens.
@@ -49,10 +69,17 @@ class Examples:
         """N, the number of examples."""
         return len(self.lengths)
 
-    def take(self, where: NDArray[np.int64]) -> "Examples":
+    def take(self, where: NDArray[np.int64]) -> "TokenExamples":
         """The examples at these positions."""
         classes = None if self.classes is None else self.classes[where]
-        return Examples(self.ids[where], self.lengths[where], classes)
+        return TokenExamples(self.ids[where], self.lengths[where], classes)
+
+    def batch(self, where: NDArray[np.int64]) -> Batch:
+        """These examples, the labels of padding ignored."""
+        ids = self.ids[where].astype(np.int64)
+        if self.classes is not None:
+            return Batch(ids, self.classes[where])
+        return Batch(ids, np.where(np.arange(ids.shape[1]) < self.lengths[where][:, None], ids, IGNORED))
 
 
 class Dataset(NamedTuple):
@@ -62,24 +89,29 @@ class Dataset(NamedTuple):
     heldout: Examples
 
 
+Split = Callable[[int, float], tuple[NDArray[np.int64], NDArray[np.int64]]]
+
+
 def build_dataset(documents: tuple[Document, ...], coder: Coder, manifest: Manifest, heldout_share: float) -> Dataset:
     """Tokenise, cut and split. Raises UsageError when a part would be empty or a label is unknown."""
-    if manifest.task == "causal-lm":
-        tokens = np.concatenate([coder.document(d.text) for d in documents])
-        examples = windows(tokens, manifest.seq_len, manifest.tokenizer.pad_id)
-        train, heldout = split_blocks(examples.count, heldout_share)
-    else:
-        examples = rows(documents, coder, manifest)
-        train, heldout = split_rows(examples.count, heldout_share)
+    if manifest.task != "causal-lm":
+        return split(rows(documents, coder, manifest), heldout_share, "labelled records")
+    tokens = np.concatenate([coder.document(d.text) for d in documents])
+    examples = windows(tokens, manifest.seq_len, manifest.text.pad_id)
+    return split(examples, heldout_share, f"windows of {manifest.seq_len} tokens", split_blocks)
+
+
+def split(examples: Examples, share: float, unit: str, positions: Split | None = None) -> Dataset:
+    """The two parts of a device's examples; `unit` is what an example is called when there are too few."""
+    train, heldout = (positions or split_rows)(examples.count, share)
     if not len(train) or not len(heldout):
-        unit = f"windows of {manifest.seq_len} tokens" if manifest.task == "causal-lm" else "labelled records"
         raise UsageError(
             f"too little data: it makes {examples.count} {unit}, and at least 2 are needed, one of them held out"
         )
     return Dataset(examples.take(train), examples.take(heldout))
 
 
-def windows(tokens: Ids, seq_len: int, pad_id: int) -> Examples:
+def windows(tokens: Ids, seq_len: int, pad_id: int) -> TokenExamples:
     """Windows of `seq_len` tokens, each starting with the last token of the one before.
 
     >>> windows(np.arange(1, 7, dtype=np.int32), 4, 0).ids.tolist()
@@ -88,27 +120,26 @@ def windows(tokens: Ids, seq_len: int, pad_id: int) -> Examples:
     stride = seq_len - 1
     count = max(0, -(-(len(tokens) - 1) // stride))
     if count == 0:
-        return Examples(np.empty((0, seq_len), np.int32), np.empty(0, np.int32), None)
+        return TokenExamples(np.empty((0, seq_len), np.int32), np.empty(0, np.int32), None)
     padded = np.full(count * stride + 1, pad_id, np.int32)
     padded[: len(tokens)] = tokens
     lengths = np.minimum(seq_len, len(tokens) - np.arange(count) * stride).astype(np.int32)
-    return Examples(sliding_window_view(padded, seq_len)[::stride], lengths, None)
+    return TokenExamples(sliding_window_view(padded, seq_len)[::stride], lengths, None)
 
 
-def rows(documents: tuple[Document, ...], coder: Coder, manifest: Manifest) -> Examples:
+def rows(documents: tuple[Document, ...], coder: Coder, manifest: Manifest) -> TokenExamples:
     """One example a document, cut to the bundle's length and padded on the right."""
-    ids = np.full((len(documents), manifest.seq_len), manifest.tokenizer.pad_id, np.int32)
+    ids = np.full((len(documents), manifest.seq_len), manifest.text.pad_id, np.int32)
     lengths = np.empty(len(documents), np.int32)
     for i, document in enumerate(documents):
         row = coder.row(document.text, manifest.seq_len)
         ids[i, : len(row)], lengths[i] = row, len(row)
-    classes = np.array([class_of(d, manifest.labels) for d in documents], np.int64)
-    return Examples(ids, lengths, classes)
+    classes = np.array([class_of(d.label, d.name, manifest.labels, "; see --label-field") for d in documents], np.int64)
+    return TokenExamples(ids, lengths, classes)
 
 
-def class_of(document: Document, labels: tuple[str, ...]) -> int:
-    """The number of a document's class, given as that number or as its name."""
-    label = document.label
+def class_of(label: int | str, name: str, labels: tuple[str, ...], hint: str = "") -> int:
+    """The number of a class, given as that number or as its name; `name` is what has the label."""
     if label in labels:
         return labels.index(str(label))
     number = int(label) if isinstance(label, int) or label.strip().isdecimal() else -1
@@ -116,8 +147,7 @@ def class_of(document: Document, labels: tuple[str, ...]) -> int:
         return number
     known = ", ".join(labels[:6]) + (", ..." if len(labels) > 6 else "")
     raise UsageError(
-        f"{document.name} has the label {label!r}, this task has the classes 0 to {len(labels) - 1} ({known}); "
-        "see --label-field"
+        f"{name} has the label {label!r}, this task has the classes 0 to {len(labels) - 1} ({known}){hint}"
     )
 
 
@@ -151,14 +181,10 @@ def batch_of(examples: Examples, where: NDArray[np.int64], batch_size: int) -> B
 
     Copies and not padding, so that no row is without a real token: some attention kernels answer that with NaN.
     """
-    taken = examples.take(np.resize(where, batch_size))
-    ids = taken.ids.astype(np.int64)
-    if taken.classes is None:
-        labels = np.where(np.arange(ids.shape[1]) < taken.lengths[:, None], ids, IGNORED)
-    else:
-        labels = taken.classes.copy()
+    inputs, labels = examples.batch(np.resize(where, batch_size))
+    labels = labels.copy()
     labels[len(where) :] = IGNORED
-    return Batch(ids, labels)
+    return Batch(inputs, labels)
 
 
 def training_batch(examples: Examples, batch_size: int, seed: int, step: int) -> Batch:

@@ -15,13 +15,12 @@ import numpy as np
 
 from covey_edge import bundles, calls
 from covey_edge.agent import Agent, Device, task_name
-from covey_edge.data import build_dataset, evaluation_batches
+from covey_edge.data import evaluation_batches
 from covey_edge.events import Events
 from covey_edge.identity import open_key
 from covey_edge.plan import Wishes
+from covey_edge.sources import read_source
 from covey_edge.state import Client, StateFolder, new_client, open_folder, write_durably
-from covey_edge.texts import read_texts
-from covey_edge.tokens import open_tokenizer
 from covey_edge.trainers import choose_runtime, open_trainer, require_runtime
 from covey_edge.transport import Backoff, Traffic, Transport, connect, server_url
 from covey_shared.errors import UsageError
@@ -70,7 +69,9 @@ async def join(options: Options, events: Events) -> dict[str, Any]:
     url = server_url(options.server, insecure_http=options.insecure_http)
     code = options.code or options.server.partition("#")[2]
     if not options.data.exists():
-        raise UsageError(f"there is nothing at {options.data}: give a text file, a folder of text or a .jsonl file")
+        raise UsageError(
+            f"there is nothing at {options.data}: give a text file, a folder of text, a .jsonl file or images"
+        )
     if options.runtime != "auto":
         require_runtime(options.runtime)
     with open_folder(options.state or default_state(url, options.data)) as folder:
@@ -127,40 +128,42 @@ def record_for(task: Task, record: Client, events: Events) -> Client:
 
 
 async def get_ready(options: Options, transport: Transport, task: Task, events: Events) -> Device:
-    """Bundle, data and trainer. Text is read before anything large is downloaded: it is the likelier to be wrong."""
+    """Bundle, data and trainer. Data is read before anything large is downloaded: it is the likelier to be wrong."""
     manifest, data = await bundles.fetch_manifest(transport, task)
     runtime = choose_runtime(manifest, options.runtime)
-    texts = await asyncio.to_thread(
-        read_texts, options.data, records=manifest.task != "causal-lm",
+    source = await asyncio.to_thread(
+        read_source, options.data, manifest, options.holdout,
         text_field=options.text_field, label_field=options.label_field,
     )  # fmt: skip
-    events.notice(texts.skipped_sentence())
+    events.notice(source.skipped)
     before = transport.traffic.received.get(calls.BUNDLE, 0)
     bundle = await bundles.fetch_bundle(
         transport, data, runtime, options.cache or default_cache(),
         lambda done, total: events.emit("piece", what="downloading the bundle", done=done, total=total),
     )  # fmt: skip
     events.emit("bundle", bytes=transport.traffic.received.get(calls.BUNDLE, 0) - before, digest=bundle.digest)
-    coder = open_tokenizer(manifest.tokenizer, bundle.folder)
-    dataset = await asyncio.to_thread(build_dataset, texts.documents, coder, manifest, options.holdout)
+    dataset = await asyncio.to_thread(source.dataset, bundle.folder)
     trainer = await asyncio.to_thread(open_trainer, bundle, runtime, options.threads, options.provider)
     wishes = Wishes(options.eval_every, options.once)
     return Device(task, bundle, dataset, trainer, runtime, wishes, options.eval_batches, options.checkpoint_s)
 
 
 def save_heldout(device: Device, path: Path) -> None:
-    """The windows that this device evaluates on, `input_ids` and `labels` as int64 arrays in an .npz of this device."""
+    """What this device evaluates on, `input_ids` or `pixel_values` and `labels`, in an .npz on this device."""
     size, examples = device.bundle.manifest.batch_size, device.dataset.heldout
     batches = list(evaluation_batches(examples, size, device.eval_batches))
-    ids, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
-    np.savez(path, input_ids=ids, labels=labels)
+    *_, name = device.bundle.manifest.inputs("forward")
+    inputs, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    arrays: dict[str, Any] = {name: inputs, "labels": labels}
+    np.savez(path, **arrays)
 
 
 def summarise(device: Device, record: Client, seconds: float) -> dict[str, Any]:
     """What came of it: the first and the last evaluation, and what it cost."""
     first, last = record.score_of(0), record.history[-1] if record.history else None
     size = device.bundle.manifest.layout.size
-    plain_bytes = device.bundle.manifest.tokenizer.kind == "bytes" and device.bundle.manifest.task == "causal-lm"
+    manifest = device.bundle.manifest
+    plain_bytes = manifest.task == "causal-lm" and manifest.text.kind == "bytes"
     result: dict[str, Any] = {
         "client": record.client, "task": device.task.name, "runtime": device.runtime, "rounds": record.rounds,
         "version": last.version if last else record.held, "seconds": round(seconds, 3),

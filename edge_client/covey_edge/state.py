@@ -109,7 +109,7 @@ class Training(Message):
         return Progress(vector_of(self.adapter), optimizer, self.first, self.last, self.seconds)
 
 
-S = TypeVar("S", Client, Training)
+S = TypeVar("S", bound=Message)
 
 
 def vector_of(data: bytes) -> Vector:
@@ -147,38 +147,43 @@ class StateFolder:
 
     def load_client(self) -> tuple[Client | None, str]:
         """The `client` file, or none; and one sentence where it was damaged."""
-        return self._load("client", Client)
+        return load_record(self.path / "client", Client)
 
     def load_training(self) -> tuple[Training | None, str]:
         """The `training` file, or none; and one sentence where it was damaged."""
-        return self._load("training", Training)
+        return load_record(self.path / "training", Training)
 
     def save(self, record: Client | Training) -> None:
         """Replace a record's file, durably: when this returns, a power cut cannot take it back."""
-        body = record.to_bytes()
-        data = MAGIC + bytes([FORMAT]) + hashlib.sha256(body).digest() + body
-        write_durably(self.path / type(record).__name__.lower(), data)
+        save_record(self.path / type(record).__name__.lower(), record)
 
     def forget_training(self) -> None:
         """Drop the round in progress."""
         (self.path / "training").unlink(missing_ok=True)
 
-    def _load(self, name: str, kind: type[S]) -> tuple[S | None, str]:
-        path = self.path / name
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return None, ""
-        if data[:7] == MAGIC and data[7:8] > bytes([FORMAT]):
-            raise UsageError(f"{path} was written by a newer covey: update this one, or choose another --state")
-        try:
-            if data[:7] != MAGIC or hashlib.sha256(data[40:]).digest() != data[8:40]:
-                raise MessageError("its digest is wrong")
-            return kind.from_bytes(data[40:]), ""
-        except MessageError as error:
-            aside = path.with_name(f"{name}.damaged")
-            path.replace(aside)
-            return None, f"{path} is damaged ({error}); it was moved to {aside.name}, and the device starts afresh"
+
+def save_record(path: Path, record: Message) -> None:
+    """Write one record as a file of this module's form, durably."""
+    body = record.to_bytes()
+    write_durably(path, MAGIC + bytes([FORMAT]) + hashlib.sha256(body).digest() + body)
+
+
+def load_record(path: Path, kind: type[S]) -> tuple[S | None, str]:
+    """The record in a file, or none; and one sentence where it was damaged, when it is moved aside."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None, ""
+    if data[:7] == MAGIC and data[7:8] > bytes([FORMAT]):
+        raise UsageError(f"{path} was written by a newer covey: update this one, or choose another --state")
+    try:
+        if data[:7] != MAGIC or hashlib.sha256(data[40:]).digest() != data[8:40]:
+            raise MessageError("its digest is wrong")
+        return kind.from_bytes(data[40:]), ""
+    except MessageError as error:
+        aside = path.with_name(f"{path.name}.damaged")
+        path.replace(aside)
+        return None, f"{path} is damaged ({error}); it was moved to {aside.name}, and the device starts afresh"
 
 
 @contextmanager

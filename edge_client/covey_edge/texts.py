@@ -7,7 +7,7 @@ reason, so that nobody wonders why so little was used. Nothing here leaves the d
 import gzip
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,15 +34,19 @@ class Texts(NamedTuple):
 
     def skipped_sentence(self) -> str:
         """One sentence about what was left out, or nothing."""
-        if not self.skipped:
-            return ""
-        counts: dict[str, int] = {}
-        for _, reason in self.skipped:
-            counts[reason] = counts.get(reason, 0) + 1
-        why = ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))
-        names = ", ".join(name for name, _ in self.skipped[:3]) + (", ..." if len(self.skipped) > 3 else "")
-        files = "file" if len(self.skipped) == 1 else "files"
-        return f"skipped {len(self.skipped)} {files} ({why}): {names}"
+        return skipped_sentence(self.skipped)
+
+
+def skipped_sentence(skipped: Sequence[tuple[str, str]]) -> str:
+    """One sentence about the files that were left out, (name, reason) each, or nothing."""
+    if not skipped:
+        return ""
+    counts: dict[str, int] = {}
+    for _, reason in skipped:
+        counts[reason] = counts.get(reason, 0) + 1
+    why = ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))
+    names = ", ".join(name for name, _ in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+    return f"skipped {len(skipped)} {'file' if len(skipped) == 1 else 'files'} ({why}): {names}"
 
 
 def read_texts(path: Path, *, records: bool, text_field: str = "text", label_field: str = "label") -> Texts:

@@ -1,9 +1,8 @@
-"""`covey export` and `covey bundle`. Nothing heavy is imported before a command runs."""
+"""`covey export`. Nothing heavy is imported before a command runs."""
 
 import argparse
 from pathlib import Path
 
-from covey_shared.bundle import Bundle
 from covey_shared.cli import Command
 from covey_shared.manifest import TARGETS, TASKS
 
@@ -51,8 +50,8 @@ def _run_export(args: argparse.Namespace) -> int:
         target_modules=args.target_modules, targets=args.targets, batch_size=args.batch, seq_len=args.seq_len,
         num_labels=args.num_labels, seed=args.seed,
     )  # fmt: skip
-    from covey_export.show import show_bundle
     from covey_export.terminal import export_with_progress
+    from covey_shared.show import show_bundle
 
     bundle = export_with_progress(recipe, args.out, force=args.force)
     print(show_bundle(bundle))
@@ -60,23 +59,4 @@ def _run_export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _configure_bundle(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for name, text in (("show", "what a bundle holds and what its proof said"), ("verify", "check every byte")):
-        actions.add_parser(name, help=text, description=text).add_argument("bundle", type=Path, metavar="BUNDLE")
-
-
-def _run_bundle(args: argparse.Namespace) -> int:
-    from covey_export.show import show_bundle
-
-    bundle = Bundle.open(args.bundle, verify=args.action == "verify")
-    if args.action == "show":
-        print(show_bundle(bundle))
-    else:
-        total = sum(f.bytes for f in bundle.manifest.files.values())
-        print(f"{args.bundle}: all {len(bundle.manifest.files)} files ({total:,} bytes) are as the manifest states")
-    return 0
-
-
 EXPORT = Command("make a training bundle for phones and boards", _configure_export, _run_export, "export")
-BUNDLE = Command("look at a bundle, or check it", _configure_bundle, _run_bundle, "export")

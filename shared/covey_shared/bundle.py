@@ -63,9 +63,14 @@ class Bundle:
         self.manifest.files_for(target)
         return self.folder / self.manifest.graphs[target][role]
 
-    def start(self, seed: int) -> Vector:
-        """The adapter at version 0 for this seed, float32 [n]."""
+    def start(self, seed: int, rank: int = 0) -> Vector:
+        """The adapter at version 0 for this seed, float32 [n]; with `rank`, that of `layout.at_rank(rank)`.
+
+        A lower rank starts as the part of the full start that it has, so devices of all ranks start from one model.
+        """
         stored = None
         if self.manifest.start:
             stored = np.fromfile(self.folder / self.manifest.start, "<f4").astype(np.float32)
-        return self.manifest.layout.start(seed, stored)
+        layout = self.manifest.layout
+        full = layout.start(seed, stored)
+        return full[layout.positions(layout.at_rank(rank))] if rank else full

@@ -12,7 +12,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -114,6 +114,11 @@ class Layout:
         return hashlib.sha256(self.canonical).hexdigest()
 
     @property
+    def rank(self) -> int:
+        """The largest LoRA rank in it; 0 where nothing is LoRA."""
+        return max(t.rank for t in self.tensors)
+
+    @property
     def short_id(self) -> int:
         """The first four bytes of the digest as a little-endian number: the packed format's layout id."""
         return int.from_bytes(bytes.fromhex(self.digest[:8]), "little")
@@ -146,6 +151,27 @@ class Layout:
         """Refuses anything but a float32 vector of this layout's length."""
         if vector.dtype != np.float32 or vector.shape != (self.size,):
             raise LayoutError(f"expected float32 [{self.size}], got {vector.dtype} {list(vector.shape)}")
+
+    def at_rank(self, rank: int) -> "Layout":
+        """The layout of a lower rank: of each LoRA tensor the first `rank` rows (lora_A) or columns (lora_B).
+
+        Tensors of that rank or less, and what is not LoRA, stay as they are, and so does every scale: a lower rank is
+        the same model with the last factors missing, with alpha = scale * rank. Equal layouts are the same object.
+        """
+        if rank < 1:
+            raise LayoutError(f"the rank is {rank}; it must be at least 1")
+        if all(t.rank <= rank for t in self.tensors):
+            return self
+        return Layout(tuple(_cut(t, rank) for t in self.tensors))
+
+    def positions(self, sub: "Layout") -> NDArray[np.int64]:
+        """Where the entries of a sub-layout stand in this one: int64 [sub.size], by the names of the tensors.
+
+        A tensor of `sub` may be smaller than ours; it is then its first entries along each dimension. So
+        `vector[positions]` restricts a vector, and `full[positions] = vector` embeds one.
+        """
+        ours = {t.name: (t, where.start) for t, where in self.slices()}
+        return np.concatenate([_inside(t, *ours.get(t.name, (None, 0))) for t in sub.tensors])
 
     @property
     def stored_size(self) -> int:
@@ -192,6 +218,28 @@ class Layout:
             except TypeError as error:
                 raise LayoutError(f"tensor {i} of the layout: {error}") from None
         return cls(tuple(tensors))
+
+
+def _cut(tensor: Tensor, rank: int) -> Tensor:
+    """The first `rank` rows of a lora_A, columns of a lora_B."""
+    if tensor.rank <= rank:
+        return tensor
+    along = 0 if tensor.kind == "lora_A" else 1
+    if tensor.kind not in ("lora_A", "lora_B") or len(tensor.shape) < 2 or tensor.shape[along] != tensor.rank:
+        raise LayoutError(f"tensor {tensor.name!r} of shape {tensor.shape} has no lower rank than {tensor.rank}")
+    shape = (*tensor.shape[:along], rank, *tensor.shape[along + 1 :])
+    return replace(tensor, shape=shape, rank=rank)
+
+
+def _inside(part: Tensor, whole: Tensor | None, offset: int) -> NDArray[np.int64]:
+    """Positions of the first entries of a tensor along each dimension, in the vector in which it starts at `offset`."""
+    if whole is None:
+        raise LayoutError(f"the layout has no tensor {part.name!r}")
+    small = len(part.shape) == len(whole.shape) and all(p <= w for p, w in zip(part.shape, whole.shape, strict=True))
+    if not small:
+        raise LayoutError(f"{part.name!r} of shape {part.shape} is no part of the layout's, of shape {whole.shape}")
+    index = np.arange(offset, offset + whole.size, dtype=np.int64).reshape(whole.shape)
+    return index[tuple(slice(d) for d in part.shape)].reshape(-1)
 
 
 def vector_digest(vector: Vector) -> str:

@@ -6,6 +6,7 @@ Paths are relative, with forward slashes; a path that could leave the folder is 
 
 import dataclasses
 import json
+import math
 import re
 import sys
 import typing
@@ -16,8 +17,9 @@ from covey_shared.errors import BundleError, LayoutError
 from covey_shared.layout import Layout
 
 FORMAT = 1
-TASKS = ("causal-lm", "sequence-classification")
+TASKS = ("causal-lm", "sequence-classification", "image-classification")
 TARGETS = ("onnx", "executorch", "torch")
+MAX_PIXELS = 3 * 4096 * 4096
 MAX_MANIFEST_BYTES = 16 * 2**20
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
@@ -33,6 +35,8 @@ def _check_types(record: Any) -> None:
 
 def _fits(value: Any, kind: Any) -> bool:
     args = typing.get_args(kind)
+    if type(None) in args:
+        return value is None or _fits(value, args[0])
     if typing.get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(_fits(v, args[0]) for v in value)
     if typing.get_origin(kind) is dict:
@@ -42,6 +46,10 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is float:
         return isinstance(value, int | float) and abs(value) <= sys.float_info.max
     return isinstance(value, kind)
+
+
+def _image(raw: dict[str, Any]) -> "Image":
+    return Image(**{name: _tuple(value) for name, value in raw.items()})
 
 
 def _tuple(value: Any) -> Any:
@@ -82,6 +90,29 @@ class Tokenizer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """What an image model takes: float32 [B, channels, height, width], (pixel / 255 - mean) / std for each channel."""
+
+    channels: int
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        if min(self.shape) < 1 or math.prod(self.shape) > MAX_PIXELS:
+            raise BundleError(f"the bundle is for images of {self.channels} x {self.height} x {self.width}")
+        if not len(self.mean) == len(self.std) == self.channels or min(self.std) <= 0:
+            raise BundleError("the bundle's images have no mean and positive standard deviation for each channel")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return self.channels, self.height, self.width
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
     """What the export measured against eager PyTorch on one batch: relative errors, peak memory, time of a step."""
 
@@ -97,7 +128,12 @@ class Parity:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A bundle. `graphs`: target -> role -> path; onnx {train, eval, forward}, executorch {model}, torch {folder}."""
+    """A bundle. `graphs`: target -> role -> path; onnx {train, eval, forward}, executorch {model}, torch {folder}.
+
+    `ranks` are the ranks that devices may train, ascending; the last is `rank`, the rank of `layout` (none where
+    nothing is LoRA, `rank` alone by default). `frozen` is the layout of the second adapter that the graphs add but do
+    not train. A bundle of text has `tokenizer` and `seq_len`, one of images has `image` and seq_len 0.
+    """
 
     format: int = FORMAT
     covey: str
@@ -111,13 +147,16 @@ class Manifest:
     batch_size: int
     seq_len: int
     rank: int
+    ranks: tuple[int, ...] = ()
     alpha: float
     target_modules: tuple[str, ...]
     precision: str
     seed: int
     layout: Layout
     start: str = ""
-    tokenizer: Tokenizer
+    frozen: Layout | None = None
+    tokenizer: Tokenizer | None = None
+    image: Image | None = None
     graphs: dict[str, dict[str, str]]
     parity: dict[str, Parity]
     minimum_client: str
@@ -129,14 +168,40 @@ class Manifest:
             raise BundleError(f"the bundle has format {self.format}, this version of covey reads format {FORMAT}")
         if self.task not in TASKS:
             raise BundleError(f"the bundle is for task {self.task!r}; known are {', '.join(TASKS)}")
-        if self.batch_size < 1 or self.seq_len < 2:
-            raise BundleError(f"the bundle has batch size {self.batch_size} and sequence length {self.seq_len}")
+        if not self.ranks and self.rank:
+            object.__setattr__(self, "ranks", (self.rank,))
+        self._check_shapes()
         for path in self.files:
             if not _SAFE_PATH.fullmatch(path) or ".." in path:
                 raise BundleError(f"the bundle names the file {path[:80]!r}, which is not a safe relative path")
         unknown = set(self.graphs) - set(TARGETS)
         if unknown:
             raise BundleError(f"the bundle has graphs for the unknown runtime {min(unknown)[:40]!r}")
+
+    def _check_shapes(self) -> None:
+        images = self.task == "image-classification"
+        if self.batch_size < 1 or self.seq_len < (0 if images else 2):
+            raise BundleError(f"the bundle has batch size {self.batch_size} and sequence length {self.seq_len}")
+        if images is (self.image is None) or images is (self.tokenizer is not None):
+            has = "an image shape and no tokenizer" if images else "a tokenizer and no image shape"
+            raise BundleError(f"the bundle is for {self.task}, so it must have {has}")
+        if list(self.ranks) != sorted({*self.ranks}) or self.ranks[-1:] != ((self.rank,) if self.rank else ()):
+            raise BundleError(f"the bundle has rank {self.rank} and ranks {self.ranks}")
+        if any(r < 1 for r in self.ranks):
+            raise BundleError(f"the bundle has ranks {self.ranks}; each must be at least 1")
+
+    @property
+    def text(self) -> Tokenizer:
+        """The tokenizer; raises BundleError for a bundle that is not of text."""
+        if self.tokenizer is None:
+            raise BundleError(f"the bundle is for {self.task}, so it has no tokenizer")
+        return self.tokenizer
+
+    def inputs(self, role: str) -> tuple[str, ...]:
+        """The names of a graph's inputs, in its order; `role` is train, eval or forward."""
+        frozen = ("frozen",) if self.frozen else ()
+        labels = () if role == "forward" else ("labels",)
+        return ("adapter", *frozen, "pixel_values" if self.image else "input_ids", *labels)
 
     def files_for(self, target: str) -> dict[str, File]:
         """The files that a device with this runtime needs."""
@@ -153,7 +218,8 @@ class Manifest:
         A bundle that has any must not be used: they could be anything on this machine.
         """
         graphs = [self.graphs[target]] if target else list(self.graphs.values())
-        paths = [self.start, self.tokenizer.path, *(path for roles in graphs for path in roles.values())]
+        texts = [self.tokenizer.path] if self.tokenizer else []
+        paths = [self.start, *texts, *(path for roles in graphs for path in roles.values())]
         return [p for p in paths if p and p not in self.files and not any(f.startswith(p + "/") for f in self.files)]
 
     def to_bytes(self) -> bytes:
@@ -161,7 +227,9 @@ class Manifest:
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data["layout"] = self.layout.to_json()
         data["layout_digest"] = self.layout.digest
-        data["tokenizer"] = dataclasses.asdict(self.tokenizer)
+        data["frozen"] = self.frozen.to_json() if self.frozen else None
+        data["tokenizer"] = dataclasses.asdict(self.tokenizer) if self.tokenizer else None
+        data["image"] = dataclasses.asdict(self.image) if self.image else None
         data["parity"] = {k: dataclasses.asdict(v) for k, v in self.parity.items()}
         data["files"] = {k: dataclasses.asdict(v) for k, v in self.files.items()}
         return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode()
@@ -180,11 +248,14 @@ class Manifest:
         try:
             digest = raw.pop("layout_digest")
             raw["layout"] = Layout.from_json(raw["layout"])
-            raw["tokenizer"] = Tokenizer(**raw["tokenizer"])
+            raw["frozen"] = None if raw.get("frozen") is None else Layout.from_json(raw["frozen"])
+            raw["tokenizer"] = None if raw.get("tokenizer") is None else Tokenizer(**raw["tokenizer"])
+            raw["image"] = None if raw.get("image") is None else _image(raw["image"])
             raw["parity"] = {k: Parity(**v) for k, v in raw["parity"].items()}
             raw["files"] = {k: File(**{**v, "targets": _tuple(v["targets"])}) for k, v in raw["files"].items()}
-            raw["labels"] = _tuple(raw["labels"])
-            raw["target_modules"] = _tuple(raw["target_modules"])
+            for name in ("labels", "target_modules"):
+                raw[name] = _tuple(raw[name])
+            raw["ranks"] = _tuple(raw.get("ranks", ()))
             manifest = cls(**raw)
         except KeyError as error:
             raise BundleError(f"the manifest lacks the field {error}") from None

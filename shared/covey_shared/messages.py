@@ -367,12 +367,18 @@ class Update(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt(Message):
-    """The answer to an upload, sent only when the update is on disk. `status`: `accepted` or `duplicate`."""
+    """The answer to an upload, sent only when the update is on disk. `status`: `accepted` or `duplicate`.
+
+    `version` is the one that counts the update; `staleness` how many versions older than its predecessor the one was
+    that the device trained from, always 0 in synchronous rounds.
+    """
 
     status: str
     round: int
     digest: str
     payload_bytes: int
+    version: int
+    staleness: int
 
     def __post_init__(self) -> None:
         _require(

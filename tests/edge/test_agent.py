@@ -90,7 +90,7 @@ class Run:
             )  # fmt: skip
             with open_folder(self.folder) as folder:
                 record = folder.load_client()[0] or new_client(self.name, task_name(server.task))
-                async with Listening(server.handle) as url, connect(url, record.client, Traffic()) as transport:
+                async with Listening(server.handle) as url, connect(url, None, Traffic()) as transport:
                     transport.backoff = Backoff(0.01, 0.05)
                     return await Agent(device, transport, folder, record, Events(listen)).run()
 
@@ -280,7 +280,7 @@ def test_a_server_whose_versions_are_all_wrong(run: Run, server: ProtocolServer)
 
 
 def test_an_acknowledgement_of_other_bytes(run: Run, server: ProtocolServer) -> None:
-    wrong = Receipt(status="accepted", round=1, digest="0" * 64, payload_bytes=3)
+    wrong = Receipt(status="accepted", round=1, digest="0" * 64, payload_bytes=3, version=1, staleness=0)
     server.faults.append(first(1, "PUT /v1/updates", lambda: reply(wrong)))
     with pytest.raises(ServerError, match="acknowledged other bytes than were sent for round 1"):
         run(server)

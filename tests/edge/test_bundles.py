@@ -41,7 +41,7 @@ def fetch(
     seen: list[int] = []
 
     async def one(url: str) -> tuple[Bundle, Traffic]:
-        async with connect(url, "me", Traffic()) as transport:
+        async with connect(url, None, Traffic()) as transport:
             transport.backoff = Backoff(0.01, 0.05, 2.0)
             _, data = await bundles.fetch_manifest(transport, server.task)
             bundle = await bundles.fetch_bundle(transport, data, target, cache, lambda done, total: seen.append(done))

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from covey_edge.data import (
     IGNORED,
-    Examples,
+    Dataset,
+    TokenExamples,
     batch_of,
     build_dataset,
     evaluation_batches,
@@ -35,7 +36,7 @@ def test_windows_predict_each_token_but_the_first_once(count: int, seq_len: int)
         batch = batch_of(examples, np.array([start]), 1)
         predicted += [int(label) for label in batch.labels[0, 1:] if label != IGNORED]
         assert (
-            batch.input_ids[0, :-1][batch.labels[0, 1:] >= 0] + 1 == batch.labels[0, 1:][batch.labels[0, 1:] >= 0]
+            batch.inputs[0, :-1][batch.labels[0, 1:] >= 0] + 1 == batch.labels[0, 1:][batch.labels[0, 1:] >= 0]
         ).all()
     assert predicted == tokens[1:].tolist()
 
@@ -60,9 +61,14 @@ def texts_of(*texts: str) -> tuple[Document, ...]:
     return tuple(Document(f"d{i}", t) for i, t in enumerate(texts))
 
 
+def train_part(data: Dataset) -> TokenExamples:
+    assert isinstance(data.train, TokenExamples)
+    return data.train
+
+
 def test_documents_are_packed_with_end_marks() -> None:
     data = build_dataset(texts_of("ab", "cd" * 40), CODER, manifest_of(), 0.2)
-    assert data.train.ids[0, :7].tolist() == [100, 101, 1, 102, 103, 102, 103]
+    assert train_part(data).ids[0, :7].tolist() == [100, 101, 1, 102, 103, 102, 103]
     assert data.train.count + data.heldout.count == -(-(3 + 81 - 1) // 15)
 
 
@@ -76,23 +82,23 @@ def test_too_little_text(text: str) -> None:
 def test_training_batches_are_endless_shuffles(count: int, batch_size: int, seed: int) -> None:
     examples = windows(np.arange(1, 2 + 3 * count, dtype=np.int32), 4, 0)
     steps = 3 * count
-    seen = [int(i) for s in range(steps) for i in training_batch(examples, batch_size, seed, s).input_ids[:, 0]]
+    seen = [int(i) for s in range(steps) for i in training_batch(examples, batch_size, seed, s).inputs[:, 0]]
     firsts = sorted(examples.ids[:, 0].tolist())
     for epoch in range(steps * batch_size // count):
         assert sorted(seen[epoch * count : (epoch + 1) * count]) == firsts
     again = training_batch(examples, batch_size, seed, steps - 1)
-    np.testing.assert_array_equal(again.input_ids[:, 0], seen[-batch_size:])
+    np.testing.assert_array_equal(again.inputs[:, 0], seen[-batch_size:])
     assert (again.labels != IGNORED).all()
 
 
 def test_seeds_differ() -> None:
     examples = windows(np.arange(1, 2 + 3 * 50, dtype=np.int32), 4, 0)
-    assert training_batch(examples, 8, 1, 0).input_ids.tolist() != training_batch(examples, 8, 2, 0).input_ids.tolist()
+    assert training_batch(examples, 8, 1, 0).inputs.tolist() != training_batch(examples, 8, 2, 0).inputs.tolist()
 
 
 @given(st.integers(1, 30), st.integers(1, 8), st.integers(0, 5))
 def test_evaluation_counts_each_example_once(count: int, batch_size: int, limit: int) -> None:
-    examples = Examples(
+    examples = TokenExamples(
         np.arange(count, dtype=np.int32)[:, None].repeat(3, 1),
         np.full(count, 3, np.int32),
         np.arange(count, dtype=np.int64),
@@ -102,8 +108,8 @@ def test_evaluation_counts_each_example_once(count: int, batch_size: int, limit:
     counted = [int(label) for b in batches for label in b.labels if label != IGNORED]
     assert counted == sorted(set(counted))
     assert len(counted) == (min(count, limit * batch_size) if limit else count)
-    assert all(b.input_ids.shape == (batch_size, 3) for b in batches)
-    assert {b.input_ids.dtype for b in batches} | {b.labels.dtype for b in batches} == {np.dtype(np.int64)}
+    assert all(b.inputs.shape == (batch_size, 3) for b in batches)
+    assert {b.inputs.dtype for b in batches} | {b.labels.dtype for b in batches} == {np.dtype(np.int64)}
 
 
 CLASSES = {"task": "sequence-classification", "labels": ("ham", "spam"), "seq_len": 6}
@@ -117,15 +123,13 @@ def test_classification_rows() -> None:
     data = build_dataset(classified(0, "spam", 1, "0", "ham"), CODER, manifest_of(**CLASSES), 0.2)
     assert data.heldout.count == 1
     assert data.train.count == 4
-    assert data.train.classes is not None
-    assert data.heldout.classes is not None
-    both = sorted([*data.train.classes.tolist(), *data.heldout.classes.tolist()])
-    assert both == [0, 0, 0, 1, 1]
-    assert data.train.ids[0].tolist()[-1] == 1  # cut, with its end mark
+    both = [label for part in data for label in part.batch(np.arange(part.count)).labels.tolist()]
+    assert sorted(both) == [0, 0, 0, 1, 1]
+    assert train_part(data).ids[0].tolist()[-1] == 1  # cut, with its end mark
     batch = batch_of(data.train, np.array([0, 1]), 3)
     assert batch.labels.shape == (3,)
     assert batch.labels[2] == IGNORED
-    np.testing.assert_array_equal(batch.input_ids[2], batch.input_ids[0])
+    np.testing.assert_array_equal(batch.inputs[2], batch.inputs[0])
 
 
 @pytest.mark.parametrize("label", [2, -1, "eggs", "-1", "²"])
@@ -178,8 +182,8 @@ def test_library_tokenizer(library_coder: tuple[Coder, Manifest, Path]) -> None:
     assert coder.row("the", 6).tolist() == [2, 4, 3]
     assert coder.document("the cat " * 20).size == 41  # a row's limit does not stay
     data = build_dataset(classified(0, 1), coder, manifest, 0.5)
-    assert data.train.ids.shape == (1, 6)
-    assert data.train.ids[0, 3:].tolist() in ([3, 0, 0], [1, 3, 0])
+    assert train_part(data).ids.shape == (1, 6)
+    assert train_part(data).ids[0, 3:].tolist() in ([3, 0, 0], [1, 3, 0])
 
 
 def test_library_tokenizer_refusals(library_coder: tuple[Coder, Manifest, Path], tmp_path: Path) -> None:
@@ -192,4 +196,4 @@ def test_library_tokenizer_refusals(library_coder: tuple[Coder, Manifest, Path],
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match="is not a tokenizer file"):
-        open_tokenizer(manifest.tokenizer, tmp_path)
+        open_tokenizer(manifest.text, tmp_path)

@@ -224,7 +224,7 @@ def test_sigkill_anywhere_and_the_same_bits(lm: Bundle, text: Path, tmp_path: Pa
 
 def test_a_server_that_stops_in_the_middle_is_waited_for(lm: Bundle, text: Path, tmp_path: Path) -> None:
     """The server goes down after the first round and comes back on its port with its database."""
-    serve = [sys.executable, "-m", "covey_shared.cli", "serve", tmp_path / "server" / "task.toml", "--url-file"]
+    serve = [sys.executable, "-m", "covey_shared.cli", "serve", tmp_path / "server" / "task.toml", "--open", "--url-file"]
     with serving(lm, tmp_path / "server", rounds=3):
         pass  # writes the task file
     shutil.rmtree(tmp_path / "server" / "run", ignore_errors=True)
@@ -303,7 +303,7 @@ def sentence(capsys: pytest.CaptureFixture[str], code: int) -> str:
 
 @pytest.mark.parametrize("url", ["localhost:8080", "ftp://a/b", "http://"])
 def test_bad_address(url: str, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "is not a server's address: write http://HOST:PORT" in sentence(capsys, covey(url, "--data", text))
+    assert "is not a server's address: write https://HOST:PORT" in sentence(capsys, covey(url, "--data", text))
 
 
 def test_no_server(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -341,7 +341,7 @@ def test_a_runtime_that_the_bundle_lacks(
 ) -> None:
     with serving(classifier, tmp_path / "server") as server:
         code = covey(server.url, "--data", text, *places(tmp_path), "--runtime", "torch")
-    assert "the bundle has no graphs for torch, it has onnx: join with --runtime onnx" in sentence(capsys, code)
+    assert "the bundle has no graphs for torch, it has onnx: use --runtime onnx" in sentence(capsys, code)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ TEXT = "The quick brown fox jumps over the lazy dog. " * 30
 
 @pytest.fixture(scope="module")
 def batch(lm: Bundle) -> Batch:
-    data = build_dataset((Document("d", TEXT),), open_tokenizer(lm.manifest.tokenizer, lm.folder), lm.manifest, 0.2)
+    data = build_dataset((Document("d", TEXT),), open_tokenizer(lm.manifest.text, lm.folder), lm.manifest, 0.2)
     return training_batch(data.train, lm.manifest.batch_size, 1, 0)
 
 
@@ -49,13 +49,13 @@ def test_the_gradient_is_that_of_the_loss(runtime: str, lm: Bundle, batch: Batch
 
 
 def training_like(batch: Batch) -> Batch:
-    return Batch(batch.input_ids[::-1].copy(), batch.labels[::-1].copy())
+    return Batch(batch.inputs[::-1].copy(), batch.labels[::-1].copy())
 
 
 @pytest.mark.parametrize("runtime", INSTALLED)
 def test_evaluate_and_logits_agree(runtime: str, lm: Bundle, batch: Batch, adapter: Vector) -> None:
     trainer = open_trainer(lm, runtime, threads=1)
-    score, logits = trainer.evaluate(adapter, batch), trainer.logits(adapter, batch.input_ids)
+    score, logits = trainer.evaluate(adapter, batch), trainer.logits(adapter, batch.inputs)
     assert logits.shape == (4, 32, 259)
     shifted = logits[:, :-1].astype(float)
     log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
@@ -79,7 +79,7 @@ def test_runtimes_agree(runtime: str, lm: Bundle, batch: Batch, adapter: Vector)
 def test_ignored_labels_do_not_count(runtime: str, lm: Bundle, batch: Batch, adapter: Vector) -> None:
     """A partial batch is filled up with rows that no sum may see."""
     trainer = open_trainer(lm, runtime, threads=1)
-    data = build_dataset((Document("d", TEXT),), open_tokenizer(lm.manifest.tokenizer, lm.folder), lm.manifest, 0.2)
+    data = build_dataset((Document("d", TEXT),), open_tokenizer(lm.manifest.text, lm.folder), lm.manifest, 0.2)
     alone = trainer.evaluate(adapter, batch_of(data.heldout, np.array([0]), 4))
     twice = trainer.evaluate(adapter, batch_of(data.heldout, np.array([0, 0]), 4))
     assert (alone.tokens, twice.tokens) == (31, 62)
@@ -98,7 +98,7 @@ def test_classifier_learns_from_rows(classifier: Bundle) -> None:
 
     rows = tuple(Document(f"d{i}", f"a very {w} film", w == "good") for i, w in enumerate(["good", "bad"] * 10))
     manifest = classifier.manifest
-    data = build_dataset(rows, open_tokenizer(manifest.tokenizer, classifier.folder), manifest, 0.35)
+    data = build_dataset(rows, open_tokenizer(manifest.text, classifier.folder), manifest, 0.35)
     trainer = open_trainer(classifier, "onnx", threads=1)
 
     def evaluate(adapter: Vector) -> tuple[float, int, int]:
@@ -128,7 +128,7 @@ def test_auto_takes_the_lightest_that_is_there(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UsageError, match=r"the bundle is for onnx, none of which is installed here"):
         choose_runtime(manifest_of(graphs={"onnx": {}}), "auto")
     absent.clear()
-    with pytest.raises(BundleError, match="has no graphs for executorch, it has onnx, torch: join with --runtime onnx"):
+    with pytest.raises(BundleError, match="has no graphs for executorch, it has onnx, torch: use --runtime onnx"):
         choose_runtime(manifest_of(graphs={"onnx": {}, "torch": {}}), "executorch")
 
 

@@ -9,7 +9,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from covey_edge.calls import get_task
+from covey_edge.calls import enroll, get_task
 from covey_edge.transport import (
     Backoff,
     Refused,
@@ -22,7 +22,8 @@ from covey_edge.transport import (
     server_url,
 )
 from covey_shared.errors import UsageError
-from tests.helpers_edge import Handler, Listening, manifest_of, refuse, task_of
+from covey_shared.messages import Hello
+from tests.helpers_edge import Handler, Listening, refuse
 
 FAST = Backoff(first_s=0.01, longest_s=0.05, patience_s=2.0)
 
@@ -30,7 +31,7 @@ FAST = Backoff(first_s=0.01, longest_s=0.05, patience_s=2.0)
 @contextlib.asynccontextmanager
 async def talking(handler: Handler, backoff: Backoff = FAST) -> AsyncIterator[tuple[Transport, list[str]]]:
     heard: list[str] = []
-    async with Listening(handler) as url, connect(url, "me", Traffic()) as transport:
+    async with Listening(handler) as url, connect(url, None, Traffic()) as transport:
         transport.backoff, transport.notice = backoff, heard.append
         yield transport, heard
 
@@ -99,7 +100,6 @@ def test_retry_after_is_honoured() -> None:
 def test_traffic_counts_bodies_of_answered_exchanges() -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         assert request.content_type == "application/msgpack"
-        assert request.headers["Covey-Client"] == "me"
         assert request.headers["Accept-Encoding"] == "identity"
         return web.Response(body=b"1234567")
 
@@ -139,7 +139,7 @@ async def compressed(request: web.Request) -> web.StreamResponse:
 
 
 async def newer(request: web.Request) -> web.StreamResponse:
-    return web.Response(body=task_of(manifest_of(), protocol=2).to_bytes())
+    return web.Response(body=Hello(protocol=2, enroll="code", nonce="nonce-nonce").to_bytes())
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ async def newer(request: web.Request) -> web.StreamResponse:
 def test_not_a_covey_server(handler: Handler, kind: type[Exception], sentence: str) -> None:
     async def main() -> None:
         async with talking(handler) as (transport, _):
-            await get_task(transport)
+            await enroll(transport, "me", "")
 
     with pytest.raises(kind) as error:
         asyncio.run(main())
@@ -173,7 +173,7 @@ def test_another_protocol_on_the_port() -> None:
         server = await asyncio.start_server(greet, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         try:
-            async with connect(f"http://127.0.0.1:{port}", "me", Traffic()) as transport:
+            async with connect(f"http://127.0.0.1:{port}", None, Traffic()) as transport:
                 transport.backoff = FAST
                 await get_task(transport)
         finally:
@@ -214,7 +214,7 @@ def test_a_server_that_is_down_is_one_sentence_in_time() -> None:
     async def main() -> None:
         async with Listening(busy) as url:
             pass
-        async with connect(url, "me", Traffic()) as transport:
+        async with connect(url, None, Traffic()) as transport:
             transport.backoff = Backoff(first_s=0.05, longest_s=0.2, patience_s=0.5)
             await get_task(transport)
 
@@ -241,7 +241,7 @@ def test_a_server_that_comes_back_is_waited_for() -> None:
     async def main() -> bytes:
         async with Listening(fine) as url:
             port = int(url.rsplit(":", 1)[1])
-        async with connect(url, "me", Traffic()) as transport:
+        async with connect(url, None, Traffic()) as transport:
             transport.backoff = Backoff(first_s=0.05, longest_s=0.1)
             waiting = asyncio.create_task(transport.exchange("GET", "/v1/task"))
             await asyncio.sleep(0.3)
@@ -253,7 +253,7 @@ def test_a_server_that_comes_back_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://host:80", "https://a.example/covey", "http://[::1]:9", "http://10.0.0.1:8080/"]
+    "url", ["http://127.0.0.1:80", "https://a.example/covey", "http://[::1]:9", "http://localhost:8080/"]
 )
 def test_good_addresses(url: str) -> None:
     assert server_url(url) == url.rstrip("/")
@@ -263,7 +263,7 @@ def test_good_addresses(url: str) -> None:
     "url", ["", "host:8080", "ftp://host", "http://", "http://host:99999", "http://h/?a=1", "http://[::1"]
 )
 def test_bad_addresses(url: str) -> None:
-    with pytest.raises(UsageError, match="is not a server's address: write http://HOST:PORT"):
+    with pytest.raises(UsageError, match="is not a server's address: write https://HOST:PORT"):
         server_url(url)
 
 

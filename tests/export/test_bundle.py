@@ -111,7 +111,7 @@ def test_a_batch_without_labels_does_no_harm(llama: Bundle, target: str) -> None
 
 def test_padding_changes_nothing_for_a_classifier(bert: Bundle) -> None:
     ids = batch_of(bert)["input_ids"]
-    ids[:, 5:] = bert.manifest.tokenizer.pad_id
+    ids[:, 5:] = bert.manifest.text.pad_id
     logits = run(bert, "onnx", "forward", {"adapter": adapter_of(bert), "input_ids": ids})[0]
     assert logits.shape == (2, 3)
     assert np.isfinite(logits).all()

@@ -49,8 +49,9 @@ sys.exit(main())
 POINTS = [
     ("covey_server.run._begin", "after", 1),  # a run that has just begun
     ("covey_server.store.assign", "after", 2),  # an assignment in a transaction that is not committed
-    ("covey_server.blobs.write_durably", "before", 5),  # (two blobs belong to version 0; two files are for URLs)
-    ("covey_server.blobs.Blobs.put", "after", 2),  # the blob is there, its row is not
+    ("covey_server.segments.Segments.append", "after", 1),  # the bytes are in the segment, its row is not
+    ("covey_server.segments.Segments.sync", "after", 8),
+    ("covey_server.blobs.write_durably", "before", 4),  # (one blob belongs to version 0; two files are for URLs)
     ("covey_server.store.accept", "before", 2),
     ("covey_server.store.accept", "after", 2),  # the row is in a transaction that is not committed
     ("covey_server.engine.UpdateAccepted", "before", 2),  # committed, not yet acknowledged

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from covey_server import segments
 from covey_shared.bundle import Bundle
 from covey_shared.layout import Layout, Tensor
 from covey_shared.messages import Receipt, Refusal
@@ -27,7 +28,11 @@ def limit(server: ServerProcess, size: int) -> None:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(str(p) for p in (folder / "blobs").rglob("*") if p.is_file())
+    """Blobs, and the rows that say what a segment holds: bytes beyond the last row's end are as good as none."""
+    with sqlite3.connect(folder / "covey.sqlite") as connection:
+        rows = connection.execute("SELECT client, segment, position, bytes FROM updates ORDER BY client").fetchall()
+    connection.close()
+    return sorted(str(p) for p in (folder / "blobs").rglob("*") if p.is_file()) + [str(row) for row in rows]
 
 
 @linux
@@ -88,8 +93,8 @@ def test_a_database_without_room_refuses_and_forgets_nothing(tmp_path: Path) -> 
         def fill(connection: sqlite3.Connection, number: int) -> None:
             pages = connection.execute("PRAGMA page_count").fetchone()[0]
             connection.execute(f"PRAGMA max_page_count = {pages}")
-            row = (99, f"{number:09}", "", 0, 0, 0, 0.0, 0.0, 0.0, 0)
-            connection.execute("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            row = (99, f"{number:09}", "", 0, 0, 0, 0.0, 0.0, 0.0, 0, 0, 99, None, 0)
+            connection.execute(f"INSERT INTO updates VALUES ({', '.join('?' * len(row))})", row)
 
         def fill_up() -> None:
             for number in range(100_000):
@@ -117,7 +122,7 @@ def test_a_sync_that_fails_is_no_acknowledgement(tmp_path: Path, monkeypatch: py
             raise OSError(number, os.strerror(number))
 
         with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", refuse)
+            patch.setattr(segments, "sync_file", refuse)
             answer = device.upload(1, body)
             assert (answer.status, Refusal.from_bytes(answer.body).code) == (507, "disk_full")
             assert files(tmp_path / "run") == before

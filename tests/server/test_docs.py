@@ -59,7 +59,7 @@ def test_limits_are_those_of_the_code() -> None:
 @pytest.mark.parametrize(
     ("heading", "cls"),
     [("### [task]", task_file.TaskSection), ("### [round]", task_file.RoundSection),
-     ("### [client]", task_file.ClientSection)],
+     ("### [client]", task_file.ClientSection), ("### [defence]", task_file.DefenceSection)],
 )  # fmt: skip
 def test_every_key_is_described_with_its_default(heading: str, cls: Any) -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| ?`?([^|`]*?)`? \|", section(SERVER, heading), re.MULTILINE))
@@ -95,4 +95,4 @@ def test_what_may_change_is_what_the_code_lets_change() -> None:
     for key in (*task_file.HARMLESS, "task.rounds"):
         name = key.split(".")[1]
         assert (f"`{name}`" if name != "bundle" else "where the bundle lies") in SERVER
-    assert task_file.HARMLESS_SECTIONS == ("round",)
+    assert task_file.HARMLESS_SECTIONS == ("round", "defence")

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from covey_server.optimizers import adamw, sgd
 from covey_server.recipe import Recipe, ServerState, advance, apply_step, first, fold, whole
-from covey_server.strategies import Strategy, fedavg, flasc, make_strategy
-from covey_server.task_file import STRATEGIES
+from covey_server.strategies import MAKERS, Strategy, fedavg, flasc, make_strategy
 from covey_shared.codec import codec_from_spec, presets
 from covey_shared.entries import Entries
 from covey_shared.errors import CodecError
@@ -56,11 +55,15 @@ def test_flasc_is_unweighted_and_divides_by_all(mode: str) -> None:
     assert fold(flasc(mode), 3, updates).tolist() == [4.0, 0.0, 1.0]
 
 
-STRATEGY_TABLE = [make_strategy("fedavg", {}), *(make_strategy("flasc", {"mode": m}) for m in ("paper", "covey"))]
+STRATEGY_TABLE = [
+    make_strategy("fedavg", {}),
+    *(make_strategy("flasc", {"mode": m}) for m in ("paper", "covey")),
+    *(make_strategy(name, {"attackers": 0.2}) for name in ("trimmed-mean", "median", "krum")),
+]
 
 
 def test_every_strategy_is_under_the_laws() -> None:
-    assert {s.name for s in STRATEGY_TABLE} == STRATEGIES.keys()
+    assert {s.name for s in STRATEGY_TABLE} == MAKERS.keys()
 
 
 @pytest.mark.parametrize("strategy", STRATEGY_TABLE, ids=lambda s: f"{s.name}-{s.absolute}")

@@ -44,8 +44,7 @@ def test_a_signal_finishes_what_is_in_flight(tmp_path: Path, number: int) -> Non
         device.fetch(0, start)
         body = device.update(device.task(), device.check_in())
         with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as slow:
-            head = f"PUT /v1/updates/1/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/msgpack\r\nContent-Length: {len(body)}\r\n\r\n"  # noqa: E501
-            slow.sendall(head.encode() + body[:20])
+            slow.sendall(signed_head(url, "PUT", "/v1/updates/1/a", body) + body[:20])
             time.sleep(0.2)
             server.child.send_signal(number)
             time.sleep(0.3)

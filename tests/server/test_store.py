@@ -2,15 +2,18 @@
 
 import hashlib
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 
 import pytest
 
-from covey_server import store
+from covey_server import buffers, store
 from covey_server.blobs import Blobs, StoreError
 from covey_server.database import Database, connect
-from covey_server.engine import Saved
+from covey_server.rounds import Saved
+from covey_server.schema import SCHEMA
+from covey_server.segments import Segments
 from covey_server.store import TrafficRow, UpdateRow, VersionRow
 
 
@@ -18,8 +21,10 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def update(client: str, round_: int = 1, body: str = "") -> UpdateRow:
-    return UpdateRow(round_, client, digest(body or client), 100, 9, 10, 2.0, 1.0, 3.0)
+def update(client: str, round_: int = 1, body: str = "", version: int | None = None) -> UpdateRow:
+    data = body or client
+    base = round_ - 1 if version is None else version
+    return UpdateRow(round_, client, digest(data), len(data), 9, 10, 2.0, 1.0, 3.0, base)
 
 
 def version(number: int) -> VersionRow:
@@ -30,9 +35,20 @@ def version(number: int) -> VersionRow:
 
 @pytest.fixture
 def db(tmp_path: Path) -> "sqlite3.Connection":
-    connection = connect(tmp_path / "covey.sqlite", store.SCHEMA)
+    connection = connect(tmp_path / "covey.sqlite", SCHEMA)
     store.begin(connection, {"task": "{}"}, version(0))
     return connection
+
+
+@pytest.fixture
+def accept(db: sqlite3.Connection, tmp_path: Path) -> "Callable[..., store.Verdict]":
+    """Accept an update whose body is its digest's text, into real segments."""
+    segments = Segments(tmp_path / "segments", {})
+
+    def accept(row: UpdateRow, rules: buffers.Rules | None = None) -> store.Verdict:
+        return store.accept(db, row, bytes(row.bytes), segments, rules)
+
+    return accept
 
 
 class TestBlobs:
@@ -147,57 +163,62 @@ class TestDatabase:
     def test_a_file_that_is_no_database(self, tmp_path: Path) -> None:
         (tmp_path / "d").write_bytes(b"certainly not a database file" * 100)
         with pytest.raises(StoreError, match="not a database that can be read"):
-            Database(tmp_path / "d", store.SCHEMA)
+            Database(tmp_path / "d", SCHEMA)
 
 
 class TestTables:
-    def test_an_update_counts_once(self, db: sqlite3.Connection) -> None:
-        assert store.accept(db, update("a")).kind == "accepted"
-        assert store.accept(db, update("a")) == ("duplicate", digest("a"))
-        assert store.accept(db, update("a", body="other")) == ("conflict", digest("a"))
+    def test_an_update_counts_once(self, db: sqlite3.Connection, accept: Callable[..., store.Verdict]) -> None:
+        assert accept(update("a")).kind == "accepted"
+        assert accept(update("a")).kind == "duplicate"
+        assert accept(update("a", body="other")).kind == "conflict"
         assert len(store.updates_of(db, 1)) == 1
 
-    def test_a_frozen_round_takes_nothing_and_still_knows_duplicates(self, db: sqlite3.Connection) -> None:
-        store.accept(db, update("a"))
+    def test_a_frozen_round_takes_nothing_and_still_knows_duplicates(
+        self, db: sqlite3.Connection, accept: Callable[..., store.Verdict]
+    ) -> None:
+        accept(update("a"))
         assert [u.client for u in store.freeze(db, 1)] == ["a"]
-        assert store.accept(db, update("b")).kind == "late"
-        assert store.accept(db, update("a")).kind == "duplicate"
-        assert store.accept(db, update("a", round_=7)).kind == "late"
+        assert accept(update("b")).kind == "late"
+        assert accept(update("a")).kind == "duplicate"
+        assert accept(update("a", round_=7)).kind == "late"
         assert store.freeze(db, 1) == store.freeze(db, 1)
 
-    def test_updates_are_folded_in_byte_order(self, db: sqlite3.Connection) -> None:
+    def test_updates_are_folded_in_byte_order(
+        self, db: sqlite3.Connection, accept: Callable[..., store.Verdict]
+    ) -> None:
         for client in ("b", "B", "a-1", "a.1", "10", "9", "a"):
-            store.accept(db, update(client))
+            accept(update(client))
         assert [u.client for u in store.freeze(db, 1)] == sorted(["b", "B", "a-1", "a.1", "10", "9", "a"])
 
-    def test_publishing_moves_the_head_once(self, db: sqlite3.Connection) -> None:
-        store.accept(db, update("a"))
+    def test_publishing_moves_the_head_once(self, db: sqlite3.Connection, accept: Callable[..., store.Verdict]) -> None:
+        accept(update("a"))
         store.freeze(db, 1)
-        assert store.publish(db, version(1), keep_updates=False) == [digest("state0"), digest("a")]
+        assert store.publish(db, version(1), keep_updates=False) == [digest("state0")]
         with pytest.raises(StoreError, match="the head is 1; nothing was published"):
             store.publish(db, version(1), keep_updates=False)
         assert store.head_version(db) == 1
-        assert store.referenced(db) == {digest("step1"), digest("state1")}
-        assert store.accept(db, update("a")).kind == "duplicate", "after its blob is gone a retry is still known"
+        assert store.blobs_in_use(db) == {digest("step1"), digest("state1")}
+        assert store.segments_in_use(db) == {}
+        assert accept(update("a")).kind == "duplicate", "after its blob is gone a retry is still known"
         assert [v.state is None for v in store.versions(db)] == [True, False]
 
-    def test_updates_may_be_kept(self, db: sqlite3.Connection) -> None:
-        store.accept(db, update("a"))
+    def test_updates_may_be_kept(self, db: sqlite3.Connection, accept: Callable[..., store.Verdict]) -> None:
+        accept(update("a"))
         store.freeze(db, 1)
         assert store.publish(db, version(1), keep_updates=True) == [digest("state0")]
-        assert digest("a") in store.referenced(db)
+        assert store.segments_in_use(db) == {1: 1}
 
-    def test_what_a_restart_finds(self, db: sqlite3.Connection) -> None:
+    def test_what_a_restart_finds(self, db: sqlite3.Connection, accept: Callable[..., store.Verdict]) -> None:
         for client in "ab":
-            store.assign(db, 1, 0, client, "onnx", 5, 1.0)
+            store.assign(db, 1, 0, client, 0, "onnx", 5, 1.0)
         store.reopen(db, 1, 1)
-        store.assign(db, 1, 1, "c", "onnx", 5, 1.0)
-        store.accept(db, update("a"))
-        assert store.saved(db) == Saved(1, 1, 0, False, frozenset("abc"), frozenset("c"), frozenset("a"))
+        store.assign(db, 1, 1, "c", 0, "onnx", 5, 1.0)
+        accept(update("a"))
+        assert store.saved_round(db) == Saved(1, 1, 0, False, frozenset("abc"), frozenset("c"), frozenset("a"))
         store.freeze(db, 1)
-        assert store.saved(db).frozen
+        assert store.saved_round(db).frozen
         store.publish(db, version(1), keep_updates=False)
-        assert store.saved(db) == Saved(2, 0, 1, False, frozenset(), frozenset(), frozenset())
+        assert store.saved_round(db) == Saved(2, 0, 1, False, frozenset(), frozenset(), frozenset())
 
     def test_traffic_adds_up(self, db: sqlite3.Connection) -> None:
         for _ in range(2):

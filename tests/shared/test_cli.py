@@ -111,3 +111,22 @@ def test_a_closed_pipe_is_no_error() -> None:
     code = f"{sys.executable} -m covey_shared.cli --help | true"
     run = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False)
     assert "Traceback" not in run.stderr
+
+
+def test_a_group_lists_its_actions_and_runs_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Pair:
+        name = "pair"
+
+        def load(self) -> cli.Group:
+            return cli.Group("two things", "covey.pair")
+
+    points = {"covey.commands": [Pair()], "covey.pair": [Point("thing", failing(BundleError("no")))]}
+    monkeypatch.setattr(cli, "entry_points", lambda group: points[group])
+    assert cli.main(["pair"]) == 2
+    assert "    thing " in capsys.readouterr().out
+    assert cli.main(["pair", "thing"]) == 1
+    assert capsys.readouterr().err == "covey pair thing: no\n"
+    with pytest.raises(SystemExit):
+        cli.main(["pair", "other"])

@@ -157,6 +157,64 @@ def test_wrong_vectors_and_arrays() -> None:
         LAYOUT.start(0, np.zeros(2, np.float32))
 
 
+def lora(out: int, inner: int, rank: int, name: str = "m", conv: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+    point = (1,) * len(conv)
+    return (
+        Tensor(name=f"{name}.A", shape=(rank, inner, *conv), kind="lora_A", init="kaiming_uniform", rank=rank, scale=2),
+        Tensor(name=f"{name}.B", shape=(out, rank, *point), kind="lora_B", init="zeros", rank=rank, scale=2),
+    )
+
+
+HEAD = Tensor(name="head", shape=(3, 2), kind="head", init="stored")
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.booleans())
+def test_a_lower_rank_is_the_first_rows_and_columns(out: int, inner: int, rank: int, lower: int, conv: bool) -> None:
+    layout = Layout((*lora(out, inner, rank, conv=(3, 2) if conv else ()), HEAD))
+    sub = layout.at_rank(lower)
+    assert [t.rank for t in sub.tensors] == [min(rank, lower)] * 2 + [0]
+    assert [t.scale for t in sub.tensors] == [t.scale for t in layout.tensors]
+    full = np.arange(layout.size, dtype=np.float32)
+    ours, theirs = layout.split(full), sub.split(full[layout.positions(sub)])
+    np.testing.assert_array_equal(theirs["m.A"], ours["m.A"][:lower])
+    np.testing.assert_array_equal(theirs["m.B"], ours["m.B"][:, :lower])
+    np.testing.assert_array_equal(theirs["head"], ours["head"])
+    assert layout.positions(sub).dtype == np.int64
+
+
+def test_a_lower_rank_of_mixed_ranks_keeps_the_small_ones() -> None:
+    layout = Layout((*lora(3, 4, 8, "q"), *lora(3, 4, 2, "v")))
+    assert [t.rank for t in layout.at_rank(4).tensors] == [4, 4, 2, 2]
+    assert layout.at_rank(8) is layout.at_rank(99) is layout
+    assert layout.at_rank(4).at_rank(3) == layout.at_rank(3)
+    inner = layout.at_rank(4)
+    nested = layout.positions(inner)[inner.positions(layout.at_rank(3))]
+    np.testing.assert_array_equal(nested, layout.positions(layout.at_rank(3)))
+
+
+def test_a_zero_padded_adapter_is_the_same_product() -> None:
+    layout = Layout(lora(5, 7, 6))
+    sub = layout.at_rank(2)
+    vector = np.random.default_rng(0).standard_normal(sub.size).astype(np.float32)
+    full = np.zeros(layout.size, np.float32)
+    full[layout.positions(sub)] = vector
+    small, large = sub.split(vector), layout.split(full)
+    np.testing.assert_array_equal(large["m.B"] @ large["m.A"], small["m.B"] @ small["m.A"])
+
+
+def test_ranks_and_parts_that_are_not() -> None:
+    layout = Layout(lora(3, 4, 4))
+    with pytest.raises(LayoutError, match="the rank is 0; it must be at least 1"):
+        layout.at_rank(0)
+    grouped = Tensor(name="g.B", shape=(6, 2, 1, 1), kind="lora_B", init="zeros", rank=4)
+    with pytest.raises(LayoutError, match=r"'g\.B' of shape .* has no lower rank than 4"):
+        Layout((grouped,)).at_rank(2)
+    with pytest.raises(LayoutError, match="has no tensor 'head'"):
+        layout.positions(Layout((HEAD,)))
+    with pytest.raises(LayoutError, match=r"'m.A' of shape \(8, 4\) is no part"):
+        layout.positions(Layout(lora(3, 4, 8)))
+
+
 def test_vector_digest_is_that_of_little_endian_bytes() -> None:
     assert vector_digest(np.array([1.0], np.float32)) == vector_digest(np.array([1.0], ">f4"))
     assert vector_digest(np.array([0.0], np.float32)) != vector_digest(np.array([-0.0], np.float32))

@@ -29,6 +29,9 @@ MANIFEST = Manifest(
 )  # fmt: skip
 
 
+IMAGE = {"channels": 3, "height": 8, "width": 8, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+
+
 def raw() -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads(MANIFEST.to_bytes())
     return loaded
@@ -42,6 +45,26 @@ def test_round_trip() -> None:
     again = Manifest.from_bytes(MANIFEST.to_bytes())
     assert again == MANIFEST
     assert again.to_bytes() == MANIFEST.to_bytes()
+
+
+def test_inputs_in_the_order_of_the_graphs() -> None:
+    assert MANIFEST.inputs("train") == ("adapter", "input_ids", "labels")
+    frozen = dataclasses.replace(MANIFEST, frozen=LAYOUT)
+    assert frozen.inputs("eval") == ("adapter", "frozen", "input_ids", "labels")
+    assert Manifest.from_bytes(frozen.to_bytes()) == frozen
+    image = read({**raw(), "task": "image-classification", "tokenizer": None, "image": IMAGE, "seq_len": 0})
+    assert image.image is not None
+    assert image.image.shape == (3, 8, 8)
+    assert image.inputs("forward") == ("adapter", "pixel_values")
+    assert Manifest.from_bytes(image.to_bytes()) == image
+    with pytest.raises(BundleError, match="is for image-classification, so it has no tokenizer"):
+        _ = image.text
+
+
+def test_ranks() -> None:
+    assert MANIFEST.ranks == (4,)
+    assert read({**raw(), "ranks": [1, 2, 4]}).ranks == (1, 2, 4)
+    assert read({**raw(), "rank": 0, "ranks": []}).ranks == ()
 
 
 def test_files_for_a_target() -> None:
@@ -77,7 +100,7 @@ def test_paths_that_could_leave_the_folder(path: str) -> None:
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"format": 2}, "has format 2, this version of covey reads format 1"),
-    ({"task": "translation"}, "is for task 'translation'; known are causal-lm, sequence-classification"),
+    ({"task": "translation"}, "is for task 'translation'; known are causal-lm, sequence-classification, image-"),
     ({"batch_size": 0}, "batch size 0"),
     ({"batch_size": "4"}, "field 'batch_size' is '4', which is no int"),
     ({"batch_size": True}, "field 'batch_size' is True, which is no int"),
@@ -86,7 +109,20 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"labels": [1]}, r"field 'labels' is \(1,\)"),
     ({"graphs": {"onnx": "x"}}, "field 'graphs'"),
     ({"graphs": {"tpu": {}}}, "graphs for the unknown runtime 'tpu'"),
-    ({"tokenizer": None}, "is damaged"),
+    ({"tokenizer": None}, "is for causal-lm, so it must have a tokenizer and no image shape"),
+    ({"tokenizer": 5}, "is damaged"),
+    ({"image": IMAGE}, "is for causal-lm, so it must have a tokenizer and no image shape"),
+    ({"task": "image-classification"}, "is for image-classification, so it must have an image shape and no tokenizer"),
+    ({"image": {**IMAGE, "height": 0}}, "is for images of 3 x 0 x 8"),
+    ({"image": {**IMAGE, "height": 10**30}}, "is for images of 3 x 1000"),
+    ({"image": {**IMAGE, "mean": [0.5]}}, "no mean and positive standard deviation for each channel"),
+    ({"image": {**IMAGE, "std": [0.5, 0.0, 0.5]}}, "no mean and positive standard deviation for each channel"),
+    ({"image": []}, "is damaged"),
+    ({"ranks": [4, 2]}, r"has rank 4 and ranks \(4, 2\)"),
+    ({"ranks": [2]}, r"has rank 4 and ranks \(2,\)"),
+    ({"ranks": [0, 4]}, "each must be at least 1"),
+    ({"ranks": 4}, "field 'ranks' is 4"),
+    ({"frozen": []}, "is damaged: a layout needs at least one tensor"),
     ({"tokenizer": {"kind": "words", "vocab_size": 1, "pad_id": 0}}, "tokenizer kind 'words', known are 'bytes' and"),
     ({"files": {"a": {"sha256": "00", "bytes": 1, "targets": []}}}, "a file with digest '00' and 1 bytes"),
     ({"files": {"a": {"sha256": DIGEST, "bytes": -1, "targets": []}}}, "and -1 bytes"),
@@ -110,7 +146,7 @@ def test_wrong_fields(change: dict[str, Any], sentence: str) -> None:
 def test_every_field_is_needed_or_has_a_default(field: str) -> None:
     without = raw()
     del without[field]
-    if field in ("format", "start"):
+    if field in ("format", "start", "frozen", "image", "ranks"):
         assert isinstance(read(without), Manifest)
     else:
         with pytest.raises(BundleError, match=field):

@@ -8,6 +8,7 @@ only decoding, messages, start values and random numbers are compared. A change 
 Payloads stand as `[[hex, what it is], ...]`. Vectors stand as float32 bits in hex, so that no reader rounds them.
 """
 
+import base64
 import dataclasses
 import hashlib
 import json
@@ -16,17 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from covey_shared import prng
+from covey_shared import prng, signing
 from covey_shared.codec import codec_from_spec, levels, spk1
 from covey_shared.entries import Entries
 from covey_shared.errors import MessageError, PayloadError
+from covey_shared.keys import PrivateKey
 from covey_shared.layout import vector_digest
 from covey_shared.messages import (
     Adapter,
     Assignment,
     CheckIn,
+    Enroll,
+    Enrolled,
     Evaluation,
+    Hello,
     LocalConfig,
     Message,
     Receipt,
@@ -213,6 +221,9 @@ MESSAGES: dict[str, Message] = {
         protocol=1, name="notes", model="hub/model-1b", bundle=DIGEST, layout=DIGEST[::-1], seed=2**63 - 1, rounds=20,
         round=3, version=2, state="running", upload_codec=SPEC, local=LOCAL, max_upload_bytes=1_000_000,
     ),
+    "hello": Hello(protocol=1, enroll="code", nonce="AAAAAAAAAAcHBwcHBwcHBwcHBwcHBwcH"),
+    "enroll": Enroll(client="phone-1", code="K7QF-9RTA-4MWX-Z2PC-8HNB"),
+    "enrolled": Enrolled(client="phone-1"),
     "checkin": CheckIn(client="phone-1", layout=DIGEST, held=-1, examples=128, runtime="executorch"),
     "assignment": Assignment(action="train", round=3, attempt=0, version=2, deadline_s=600.0, retry_after_s=0.0),
     "adapter": Adapter(
@@ -224,10 +235,84 @@ MESSAGES: dict[str, Message] = {
         parts={"scale": b"\x80\x3f", "packed": bytes(300)}, examples=128, steps=20, loss_before=2.5, loss_after=1.25,
         seconds=12.5,
     ),
-    "receipt": Receipt(status="accepted", round=3, digest=DIGEST, payload_bytes=302),
+    "receipt": Receipt(status="accepted", round=3, digest=DIGEST, payload_bytes=302, version=3, staleness=0),
     "evaluation": Evaluation(client="phone-1", layout=DIGEST, version=2, loss_sum=1234.5, tokens=1000, correct=250),
     "refusal": Refusal(code="round_closed", message="round 3 is closed; ask again", retry_after_s=5.0),
 }  # fmt: skip
+
+
+# ---- signed requests ----
+
+NONCE = "AAAAAAAAAAcHBwcHBwcHBwcHBwcHBwcH"
+SEED, SCALAR = bytes(range(32)), int.from_bytes(range(1, 33), "big")
+REQUESTS: list[tuple[str, str, str, bytes]] = [
+    ("no body and no query", "GET", "/v1/task", b""),
+    ("a query", "GET", "/v1/adapter/3?held=2", b""),
+    ("a query that is empty", "GET", "/v1/adapter/3?", b""),
+    ("a body", "PUT", "/v1/updates/3/kitchen", b"\x81\xa1a\x01"),
+    ("the long name of a device", "PUT", f"/v1/evaluations/12/{'x' * 64}", bytes(1000)),
+]
+
+
+def signing_keys() -> dict[str, PrivateKey]:
+    """One of each kind, from fixed numbers: for tests alone."""
+    return {
+        "ed25519": PrivateKey("ed25519", ed25519.Ed25519PrivateKey.from_private_bytes(SEED)),
+        "p256": PrivateKey("p256", ec.derive_private_key(SCALAR, ec.SECP256R1())),
+    }
+
+
+def signing_file() -> Json:
+    """What is signed of a request, and signatures that hold. Another P-256 signer makes others: verify those here."""
+    rows = []
+    for name, method, target, body in REQUESTS:
+        digest = signing.content_digest(hashlib.sha256(body).digest())
+        for algorithm, key in signing_keys().items():
+            params = signing.signature_params(key.public.text, NONCE)
+            base = signing.signature_base(method, target, digest, params)
+            rows.append({
+                "name": f"{name}, {algorithm}", "algorithm": algorithm, "method": method, "target": target,
+                "body": body.hex(), "nonce": NONCE, "keyid": key.public.text, "base": base.decode(),
+                "content_digest": digest, "signature_input": f"covey={params}",
+                "signature": f"covey=:{base64.b64encode(deterministic(key, base)).decode()}:",
+            })  # fmt: skip
+    return {
+        "about": "Signed requests: `base` is what is signed, in UTF-8, its lines joined by one LF. Ed25519 signatures "
+        "come out as here; P-256 ones are r and s and differ each time, those here are by RFC 6979.",
+        "private_keys": {"ed25519": SEED.hex(), "p256": SCALAR.to_bytes(32, "big").hex()},
+        "cases": rows,
+        "bad": list(bad_signatures(rows)),
+    }
+
+
+def deterministic(key: PrivateKey, base: bytes) -> bytes:
+    """A signature as it stands in the header, the same at each call."""
+    if key.algorithm == "ed25519":
+        return key.sign(base)
+    der = key.key.sign(base, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+    return b"".join(n.to_bytes(32, "big") for n in decode_dss_signature(der))
+
+
+def bad_signatures(rows: list[Json]) -> Iterator[Json]:
+    """Changes of a signed request, each of which must be refused."""
+    changes: list[tuple[str, Json]] = [
+        ("another method", {"method": "POST"}),
+        ("another path", {"target": "/v1/updates/4/kitchen"}),
+        ("a query added", {"target": "/v1/updates/3/kitchen?a=1"}),
+        ("another body", {"body": "81a16102"}),
+        ("another digest", {"content_digest": signing.EMPTY_DIGEST}),
+        ("another nonce", {"signature_input": rows[6]["signature_input"].replace("AAAA", "AAAB", 1)}),
+        ("the key of another", {"signature_input": rows[7]["signature_input"]}),
+        ("another tag", {"signature_input": rows[6]["signature_input"].replace("covey-1", "covey-2")}),
+        ("fewer components", {"signature_input": rows[6]["signature_input"].replace(' "content-digest"', "")}),
+        ("components in another order", {
+            "signature_input": rows[6]["signature_input"].replace('"@method" "@path"', '"@path" "@method"')}),
+        ("a signature of zeros", {"signature": f"covey=:{base64.b64encode(bytes(64)).decode()}:"}),
+        ("a short signature", {"signature": f"covey=:{base64.b64encode(bytes(63)).decode()}:"}),
+        ("no signature", {"signature": "", "signature_input": "", "content_digest": ""}),
+    ]  # fmt: skip
+    for name, change in changes:
+        yield {**rows[6], "name": name, **change}
 
 
 def to_json(value: Any) -> Any:
@@ -254,8 +339,8 @@ def bad_messages() -> Json:
         "cut": good[:-1],
         "bytes left over": good + b"\xc0",
         "a list": b"\x90",
-        "a field missing": b"\x83" + good[1:].rpartition(b"\xadpayload_bytes")[0],
-        "a field twice": good[:1] + good[1:].rpartition(b"\xadpayload_bytes")[0] + b"\xa5round\x03",
+        "a field missing": b"\x85" + good[1:].rpartition(b"\xa9staleness")[0],
+        "a field twice": good[:1] + good[1:].rpartition(b"\xa9staleness")[0] + b"\xa5round\x03",
         "an unknown field": good.replace(b"\xa5round", b"\xa5sound"),
         "a string for a number": good.replace(b"\xa5round\x03", b"\xa5round\xa13"),
         "a boolean for a number": good.replace(b"\xa5round\x03", b"\xa5round\xc3"),
@@ -305,6 +390,7 @@ def build() -> dict[str, Json]:
         "spk1/bad.json": bad_file("SPK1 payloads to refuse, one for each check.", spk1.decode, spk1_bad()),
         "lvl1/good.json": good_file("Valid LVL1 payloads.", levels.decode, lvl1_good()),
         "lvl1/bad.json": bad_file("LVL1 payloads to refuse, one for each check.", levels.decode, lvl1_bad()),
+        "signing.json": signing_file(),
         **{f"messages/{name}.json": message_file(message) for name, message in MESSAGES.items()},
         "messages/bad.json": bad_messages(),
     }

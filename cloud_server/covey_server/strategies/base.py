@@ -5,7 +5,7 @@ entries and weights; it knows nothing of HTTP, storage, codecs and other strateg
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,16 +24,18 @@ class Sum(NamedTuple):
 class Strategy(NamedTuple):
     """A strategy: a fold, and what travels down.
 
-    `init(n)` starts the fold; `add(sum, entries, examples)` adds one device's change (trained minus started) and may
-    reuse the sum's memory, so the one passed in is gone; `finish(sum)` is the mean change, float32 [n]. With
-    `absolute` a version is published as weights from zero, else as the difference from the version before.
+    `init(n)` starts the fold; `add(sum, entries, weight)` adds one device's change (trained minus started) and may
+    reuse the sum's memory, so the one passed in is gone; `finish(sum)` is the mean change, float32 [n]. `weigh` is what
+    a device with so many examples weighs; the task's caps come after it. With `absolute` a version is published as
+    weights from zero, else as the difference from the version before.
     """
 
     name: str
-    init: Callable[[int], Sum]
-    add: Callable[[Sum, Entries, int], Sum]
-    finish: Callable[[Sum], Vector]
+    init: Callable[[int], Any]
+    add: Callable[[Any, Entries, float], Any]
+    finish: Callable[[Any], Vector]
     absolute: bool = False
+    weigh: Callable[[int], float] = lambda examples: 1.0
 
 
 def empty(n: int) -> Sum:

@@ -4,14 +4,10 @@ Choose it when devices hold honest counts and those with more data should count 
 examples, so where devices are not trusted an unweighted strategy is safer.
 """
 
-from covey_server.strategies.base import Strategy, Sum, add_weighted, empty, mean
-from covey_shared.entries import Entries
+from covey_server.strategies.base import Strategy, add_weighted, empty, mean
 
 
 def fedavg() -> Strategy:
     """The weighted mean; with server optimizer sgd and learning rate 1 the new adapter is the old one plus it."""
 
-    def add(sum_: Sum, entries: Entries, examples: int) -> Sum:
-        return add_weighted(sum_, entries, examples)
-
-    return Strategy("fedavg", empty, add, mean)
+    return Strategy("fedavg", empty, add_weighted, mean, weigh=float)

@@ -12,14 +12,9 @@ devices do not have yet, and what was left out stays to be sent later.
 The densities are codec stages (`topk`), set from the task; nothing here knows about them.
 """
 
-from covey_server.strategies.base import Strategy, Sum, add_weighted, empty, mean
-from covey_shared.entries import Entries
+from covey_server.strategies.base import Strategy, add_weighted, empty, mean
 
 
 def flasc(mode: str) -> Strategy:
     """The strategy in one of its modes, `paper` or `covey`."""
-
-    def add(sum_: Sum, entries: Entries, examples: int) -> Sum:
-        return add_weighted(sum_, entries, 1.0)
-
-    return Strategy("flasc", empty, add, mean, absolute=mode == "paper")
+    return Strategy("flasc", empty, add_weighted, mean, absolute=mode == "paper")

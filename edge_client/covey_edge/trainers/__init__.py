@@ -1,20 +1,24 @@
-"""Trainers: one small interface, three runtimes behind it. Each is a file; none knows optimisers, rounds or the wire.
+"""Trainers: one small interface, three runtimes behind it, each a file with `open_graphs(bundle, threads, provider)`.
 
 `onnx` is the default (Jetson, servers, desktops), `executorch` runs what phones run, `torch` is for machines that have
 PyTorch anyway, with or without CUDA. A runtime is imported only when it is opened.
 """
 
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from covey_edge.data import Batch
 from covey_edge.quiet import quiet
+from covey_edge.trainers.providers import FallsBack, Notice, Run, first_line
 from covey_shared.bundle import Bundle
-from covey_shared.errors import BundleError, UsageError
+from covey_shared.errors import BundleError, CoveyError, UsageError
 from covey_shared.layout import Vector
 from covey_shared.manifest import Manifest
 
@@ -40,8 +44,51 @@ class Trainer(Protocol):
     def evaluate(self, adapter: Vector, batch: Batch) -> Score:
         """The sums over one batch."""
 
-    def logits(self, adapter: Vector, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """For int64 [B, T]: float32 [B, T, vocabulary] of a causal LM, [B, classes] of a classifier."""
+    def logits(self, adapter: Vector, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """For `inputs` as in a Batch: float32 [B, T, vocabulary] of a causal LM, [B, classes] of a classifier."""
+
+
+@dataclass(frozen=True)
+class GraphTrainer:
+    """The trainer of every runtime. `frozen` float32 [m]: the second adapter, added and not trained, if there is one.
+
+    `with_frozen` gives a trainer with another one; both share the loaded graphs.
+    """
+
+    manifest: Manifest
+    run: Run
+    frozen: Vector | None = None
+
+    def loss_and_gradient(self, adapter: Vector, batch: Batch) -> tuple[float, Vector]:
+        """One run of the joint graph."""
+        loss, gradient = self.run("train", self._inputs("train", adapter, batch))
+        return float(loss), gradient
+
+    def evaluate(self, adapter: Vector, batch: Batch) -> Score:
+        """One run of the evaluation graph."""
+        loss_sum, tokens, correct = self.run("eval", self._inputs("eval", adapter, batch))
+        return Score(float(loss_sum), int(tokens), int(correct))
+
+    def logits(self, adapter: Vector, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """One run of the forward graph."""
+        return self.run("forward", self._inputs("forward", adapter, Batch(inputs, _NO_LABELS)))[0]
+
+    def with_frozen(self, frozen: Vector) -> "GraphTrainer":
+        """The same with this second adapter; refuses a vector that does not fit `manifest.frozen`."""
+        if self.manifest.frozen is None:
+            raise BundleError("the bundle takes no second adapter: export it with --frozen-rank")
+        self.manifest.frozen.check(frozen)
+        return replace(self, frozen=frozen)
+
+    def _inputs(self, role: str, adapter: Vector, batch: Batch) -> dict[str, NDArray[Any]]:
+        """By name, in the graph's order."""
+        given: dict[str, NDArray[Any]] = {"adapter": adapter, "labels": batch.labels}
+        if self.frozen is not None:
+            given["frozen"] = self.frozen
+        return {name: given.get(name, batch.inputs) for name in self.manifest.inputs(role)}
+
+
+_NO_LABELS = np.empty(0, np.int64)
 
 
 def choose_runtime(manifest: Manifest, wanted: str) -> str:
@@ -58,7 +105,7 @@ def choose_runtime(manifest: Manifest, wanted: str) -> str:
     require_runtime(wanted)
     if wanted not in have:
         raise BundleError(
-            f"the bundle has no graphs for {wanted}, it has {', '.join(have)}: join with --runtime {have[0]}, "
+            f"the bundle has no graphs for {wanted}, it has {', '.join(have)}: use --runtime {have[0]}, "
             f"or export it with --targets {wanted}"
         )
     return wanted
@@ -86,12 +133,43 @@ def _is_there(module: str) -> bool:
         return False
 
 
-def open_trainer(bundle: Bundle, runtime: str, threads: int = 0, provider: str = "") -> Trainer:
-    """Load a bundle's graphs into a runtime.
+def to_stderr(sentence: str) -> None:
+    """Where a trainer's notices go unless the caller has a better place."""
+    print(sentence, file=sys.stderr, flush=True)
 
-    `threads`: of the CPU, 0 = the runtime's own choice. `provider`: the device, `cuda` say; empty = CPU.
-    """
+
+def open_graphs(
+    bundle: Bundle, runtime: str, threads: int = 0, provider: str = "", notice: Notice = to_stderr
+) -> tuple[Run, str]:
+    """A bundle's graphs on a runtime, and the device that was chosen: empty or a name with CPU in it for the CPU."""
     with quiet():
         module = import_module(f"covey_edge.trainers.{runtime}")
-        trainer: Trainer = module.open_trainer(bundle, threads, provider)
-    return trainer
+        device = module.choose_device(provider)
+        if "cpu" in device.lower() or not device:
+            return module.open_graphs(bundle, threads, device), device
+        on_cpu = partial(module.open_graphs, bundle, threads, "cpu")
+        try:
+            graphs = module.open_graphs(bundle, threads, device)
+        except (CoveyError, RuntimeError) as error:  # torch moves weights to the device here
+            cause = first_line(error)
+            graphs, device = on_cpu(), "cpu"
+        else:
+            return FallsBack(graphs, on_cpu, device, notice), device
+    notice(f"{device} cannot run this bundle here, so the CPU does: {cause}")
+    return graphs, device
+
+
+def open_trainer(
+    bundle: Bundle, runtime: str, threads: int = 0, provider: str = "", frozen: Vector | None = None,
+    notice: Notice = to_stderr,
+) -> GraphTrainer:  # fmt: skip
+    """Load a bundle's graphs into a runtime.
+
+    `threads`: of the CPU, 0 = the runtime's own choice. `provider`: the device, `cuda` or `auto` say; empty = CPU.
+    `frozen`: the second adapter of a bundle that takes one; zeros by default. `notice` hears when the CPU takes over
+    from a device that does not work.
+    """
+    run, _ = open_graphs(bundle, runtime, threads, provider, notice)
+    second = bundle.manifest.frozen
+    trainer = GraphTrainer(bundle.manifest, run, np.zeros(second.size, np.float32) if second else None)
+    return trainer if frozen is None else trainer.with_frozen(frozen)

@@ -1,44 +1,34 @@
 """ONNX Runtime: plain inference sessions on the CPU, or on an execution provider that is installed (CUDA, TensorRT)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from covey_edge.data import Batch
-from covey_edge.trainers import Score
+from covey_edge.trainers.providers import first_line, pick, with_options
 from covey_shared.bundle import Bundle
 from covey_shared.errors import BundleError, UsageError
-from covey_shared.layout import Vector
-
-SHORT = {"": "CPU", "cpu": "CPU", "cuda": "CUDA", "tensorrt": "Tensorrt", "coreml": "CoreML", "openvino": "OpenVINO"}
 
 
 @dataclass(frozen=True)
-class OnnxTrainer:
+class Sessions:
     """Three sessions, each made when it is first used: a device that never generates text never loads `forward`."""
 
     bundle: Bundle
     threads: int
     provider: str
 
-    def loss_and_gradient(self, adapter: Vector, batch: Batch) -> tuple[float, Vector]:
-        """One run of the joint graph."""
-        loss, gradient = self._train.run(None, _inputs(adapter, batch))
-        return float(loss), gradient
+    def __call__(self, role: str, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """One run. Inputs are contiguous arrays, which ONNX Runtime reads in place."""
+        outputs: list[NDArray[Any]] = self.load(role).run(None, dict(inputs))
+        return outputs
 
-    def evaluate(self, adapter: Vector, batch: Batch) -> Score:
-        """One run of the evaluation graph."""
-        loss_sum, tokens, correct = self._eval.run(None, _inputs(adapter, batch))
-        return Score(float(loss_sum), int(tokens), int(correct))
-
-    def logits(self, adapter: Vector, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """One run of the forward graph."""
-        out: NDArray[np.float32] = self._forward.run(None, {"adapter": adapter, "input_ids": input_ids})[0]
-        return out
+    def load(self, role: str) -> Any:
+        """The session of a graph."""
+        return getattr(self, f"_{role}")
 
     @cached_property
     def _train(self) -> Any:
@@ -54,24 +44,28 @@ class OnnxTrainer:
 
     def _session(self, role: str) -> Any:
         path = self.bundle.path("onnx", role)
+        providers = with_options(self.provider, self.bundle)
         try:
-            return onnxruntime.InferenceSession(path, session_options(self.threads), [self.provider])
+            session = onnxruntime.InferenceSession(path, session_options(self.threads), providers)
         except Exception as error:  # the library's errors share no base class but Exception
             raise BundleError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}"
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {first_line(error)}"
             ) from None
+        if session.get_providers()[0] != self.provider:  # the library goes on with the CPU and says so only in its log
+            raise BundleError(f"ONNX Runtime cannot open {self.provider}: is the driver for it installed?")
+        return session
 
 
-def open_trainer(bundle: Bundle, threads: int, provider: str) -> OnnxTrainer:
+def open_graphs(bundle: Bundle, threads: int, provider: str) -> Sessions:
     """Sessions on one execution provider."""
-    return OnnxTrainer(bundle, threads, provider_name(provider))
+    return Sessions(bundle, threads, choose_device(provider))
 
 
-def provider_name(provider: str) -> str:
-    """The library's name of a provider, given in full or in short; refuses one that is not installed."""
-    name = f"{SHORT[provider.lower()]}ExecutionProvider" if provider.lower() in SHORT else provider
+def choose_device(provider: str) -> str:
+    """The library's name of a provider, given in full, in short or as `auto`; refuses one that is not installed."""
     available = onnxruntime.get_available_providers()
-    if name not in available:
+    name = pick(provider, available)
+    if not name:
         raise UsageError(f"this ONNX Runtime has no provider {provider!r}; it has {', '.join(available)}")
     return name
 
@@ -83,12 +77,3 @@ def session_options(threads: int) -> Any:
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
-
-
-def _inputs(adapter: Vector, batch: Batch) -> dict[str, Any]:
-    """The graph's inputs by name: contiguous arrays, which ONNX Runtime reads in place."""
-    return {"adapter": adapter, "input_ids": batch.input_ids, "labels": batch.labels}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

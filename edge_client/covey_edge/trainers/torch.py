@@ -10,59 +10,48 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from covey_edge.data import Batch
-from covey_edge.trainers import Score
 from covey_shared.bundle import Bundle
 from covey_shared.errors import BundleError, UsageError
-from covey_shared.layout import Vector
 from covey_shared.program import Program, compile_program
 
-Run = Callable[[Mapping[str, Any]], list[Any]]
+Call = Callable[[Mapping[str, Any]], list[Any]]
 
 
 @dataclass(frozen=True)
-class TorchTrainer:
+class Programs:
     """The programs, each compiled when it is first used, and the weights on their device."""
 
     bundle: Bundle
     weights: Mapping[str, torch.Tensor]
     device: torch.device
 
-    def loss_and_gradient(self, adapter: Vector, batch: Batch) -> tuple[float, Vector]:
-        """One run of the joint program."""
-        loss, gradient = self._run(self._train, adapter=adapter, input_ids=batch.input_ids, labels=batch.labels)
-        return float(loss), gradient.cpu().numpy()
-
-    def evaluate(self, adapter: Vector, batch: Batch) -> Score:
-        """One run of the evaluation program."""
-        out = self._run(self._eval, adapter=adapter, input_ids=batch.input_ids, labels=batch.labels)
-        return Score(float(out[0]), int(out[1]), int(out[2]))
-
-    def logits(self, adapter: Vector, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """One run of the forward program."""
-        out: NDArray[np.float32] = self._run(self._forward, adapter=adapter, input_ids=input_ids)[0].cpu().numpy()
-        return out
-
-    def _run(self, program: Run, **arrays: NDArray[Any]) -> list[Any]:
+    def __call__(self, role: str, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """One run of a program."""
+        call = self.load(role)
         with torch.inference_mode():
             given = {
-                k: torch.from_numpy(np.require(a, requirements=("C", "W"))).to(self.device) for k, a in arrays.items()
+                k: torch.from_numpy(np.require(a, requirements=("C", "W"))).to(self.device) for k, a in inputs.items()
             }
-            return program({**self.weights, **given})
+            return [x.cpu().numpy() for x in call({**self.weights, **given})]
+
+    def load(self, role: str) -> Call:
+        """A program, compiled."""
+        call: Call = getattr(self, f"_{role}")
+        return call
 
     @cached_property
-    def _train(self) -> Run:
+    def _train(self) -> Call:
         return self._compile("train")
 
     @cached_property
-    def _eval(self) -> Run:
+    def _eval(self) -> Call:
         return self._compile("eval")
 
     @cached_property
-    def _forward(self) -> Run:
+    def _forward(self) -> Call:
         return self._compile("forward")
 
-    def _compile(self, role: str) -> Run:
+    def _compile(self, role: str) -> Call:
         program = Program.from_bytes(self.bundle.path("torch", role).read_bytes())
         return compile_program(program, operator, self._literal)
 
@@ -70,19 +59,27 @@ class TorchTrainer:
         return getattr(torch, name) if kind == "dtype" else self.device
 
 
-def open_trainer(bundle: Bundle, threads: int, provider: str) -> TorchTrainer:
-    """Load the weights to a device: `cpu` (the default), `cuda` or `cuda:1`."""
+def choose_device(provider: str) -> str:
+    """`cpu` (the default), `cuda` or `cuda:1`; `auto` is CUDA where PyTorch sees a device."""
+    if provider == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(provider or "cpu")
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise UsageError(f"--provider {provider}: this PyTorch sees no CUDA device")
     except RuntimeError:
         raise UsageError(f"--provider {provider}: PyTorch knows no such device, try cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--provider {provider}: this PyTorch sees no CUDA device")
+    return str(device)
+
+
+def open_graphs(bundle: Bundle, threads: int, provider: str) -> Programs:
+    """Load the weights to a device; `provider` is as `choose_device` gives it."""
+    device = torch.device(choose_device(provider))
     if threads:
         torch.set_num_threads(threads)
     path = bundle.path("torch", "weights")
     try:
-        return TorchTrainer(bundle, load_file(path, device=str(device)), device)
+        return Programs(bundle, load_file(path, device=str(device)), device)
     except Exception as error:  # safetensors raises its own class, which it does not export
         raise BundleError(f"the weights {path} cannot be read: {error}") from None
 

@@ -279,7 +279,7 @@ def finish(
     seconds: float, console: Console,
 ) -> int:  # fmt: skip
     """Print the tables, write the plot and the report, and say whether the demo did what it promises."""
-    bits = bundle.manifest.tokenizer.kind == "bytes"
+    bits = bundle.manifest.text.kind == "bytes"
     console.print()
     for each in [run, *([dense] if dense else [])]:
         console.print(report.table(each, bits=bits))

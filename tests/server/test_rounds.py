@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from covey_server import engine
+from covey_server import rounds
 from covey_server.engine import (
     CLOSING,
     DONE,
@@ -23,17 +23,11 @@ from covey_server.engine import (
     Event,
     Published,
     ReopenRound,
-    Rules,
-    Saved,
-    State,
     Tick,
     UpdateAccepted,
     Wait,
-    admits,
-    opened,
-    resumed,
-    step,
 )
+from covey_server.rounds import Rules, Saved, State, admits, opened, resumed, step
 
 RULES = Rules(rounds=2, target=2, cohort=3, minimum=1, deadline_s=10.0, pool_s=0.0, retry_s=1.0, seed=5)
 
@@ -48,8 +42,8 @@ def play(rules: Rules, state: State, *events: Event) -> tuple[State, list[Decisi
 
 def test_a_round_from_check_in_to_the_next() -> None:
     state, decisions = play(
-        RULES, opened(RULES, 0), CheckedIn("a", 0.0), CheckedIn("b", 1.0), UpdateAccepted(1, "a"),
-        UpdateAccepted(1, "b"), CheckedIn("a", 2.0), Published(1), CheckedIn("a", 3.0),
+        RULES, opened(RULES, 0), CheckedIn("a", 0.0), CheckedIn("b", 1.0), UpdateAccepted(1, "a", 1),
+        UpdateAccepted(1, "b", 1), CheckedIn("a", 2.0), Published(1), CheckedIn("a", 3.0),
     )  # fmt: skip
     assert decisions == [
         Assign("a", 1, 0, 0, 10.0), Assign("b", 1, 0, 0, 9.0), CloseRound(1), Wait("a", 1.0),
@@ -61,8 +55,8 @@ def test_a_round_from_check_in_to_the_next() -> None:
 def test_the_last_round_ends_the_task() -> None:
     rules = replace(RULES, rounds=1)
     state, decisions = play(
-        rules, opened(rules, 0), CheckedIn("a", 0.0), CheckedIn("b", 0.0), UpdateAccepted(1, "a"),
-        UpdateAccepted(1, "b"), Published(1), Tick(99.0), UpdateAccepted(1, "b"), CheckedIn("c", 99.0),
+        rules, opened(rules, 0), CheckedIn("a", 0.0), CheckedIn("b", 0.0), UpdateAccepted(1, "a", 1),
+        UpdateAccepted(1, "b", 1), Published(1), Tick(99.0), UpdateAccepted(1, "b", 1), CheckedIn("c", 99.0),
     )  # fmt: skip
     assert state.phase == DONE
     assert decisions[-1] == Done("c", 1)
@@ -79,7 +73,7 @@ def test_no_more_than_the_cohort_is_asked() -> None:
 
 
 def test_who_has_delivered_waits() -> None:
-    _, decisions = play(RULES, opened(RULES, 0), CheckedIn("a", 0.0), UpdateAccepted(1, "a"), CheckedIn("a", 1.0))
+    _, decisions = play(RULES, opened(RULES, 0), CheckedIn("a", 0.0), UpdateAccepted(1, "a", 1), CheckedIn("a", 1.0))
     assert decisions[-1] == Wait("a", 1.0)
 
 
@@ -89,7 +83,7 @@ def test_the_deadline_closes_with_the_minimum() -> None:
         opened(RULES, 0),
         CheckedIn("a", 5.0),
         CheckedIn("b", 5.0),
-        UpdateAccepted(1, "a"),
+        UpdateAccepted(1, "a", 1),
         Tick(14.9),
         Tick(15.0),
     )
@@ -99,21 +93,21 @@ def test_the_deadline_closes_with_the_minimum() -> None:
 
 
 def test_the_deadline_may_be_noticed_by_a_check_in() -> None:
-    _, decisions = play(RULES, opened(RULES, 0), CheckedIn("a", 0.0), UpdateAccepted(1, "a"), CheckedIn("b", 11.0))
+    _, decisions = play(RULES, opened(RULES, 0), CheckedIn("a", 0.0), UpdateAccepted(1, "a", 1), CheckedIn("b", 11.0))
     assert decisions[-2:] == [CloseRound(1), Wait("b", 1.0)]
 
 
 def test_below_the_minimum_the_round_begins_again_and_keeps_what_it_has() -> None:
     rules = replace(RULES, minimum=2)
     state, decisions = play(
-        rules, opened(rules, 0), CheckedIn("a", 0.0), CheckedIn("b", 0.0), UpdateAccepted(1, "a"), Tick(10.0)
+        rules, opened(rules, 0), CheckedIn("a", 0.0), CheckedIn("b", 0.0), UpdateAccepted(1, "a", 1), Tick(10.0)
     )
     assert decisions[-1] == ReopenRound(1, 1)
     assert (state.attempt, state.version, state.accepted, state.deadline_s) == (1, 0, frozenset("a"), inf)
     state, decisions = play(rules, state, Tick(99.0), CheckedIn("c", 100.0))
     assert decisions == [Assign("c", 1, 1, 0, 10.0)]  # the new attempt's deadline runs from its first assignment
     assert admits(state, "b", 1, 0) is None  # late, and still welcome
-    _, decisions = play(rules, state, UpdateAccepted(1, "b"))
+    _, decisions = play(rules, state, UpdateAccepted(1, "b", 1))
     assert decisions == [CloseRound(1)]
 
 
@@ -123,7 +117,7 @@ def test_a_server_without_devices_waits_for_ever() -> None:
 
 def test_an_update_of_an_earlier_round_changes_nothing() -> None:
     state = opened(RULES, 1)
-    assert play(RULES, state, UpdateAccepted(1, "a")) == (state, [])
+    assert play(RULES, state, UpdateAccepted(1, "a", 1)) == (state, [])
 
 
 def test_uniform_selection_draws_from_the_pool_whatever_the_order() -> None:
@@ -200,14 +194,14 @@ def test_what_is_not_admitted() -> None:
         assert refused is not None
         assert refused.code == code
     assert admits(state, "a", 2, 1) is None
-    closing, _ = play(RULES, state, UpdateAccepted(2, "a"), Tick(10.0))
+    closing, _ = play(RULES, state, UpdateAccepted(2, "a", 2), Tick(10.0))
     refused = admits(closing, "a", 2, 1)
     assert refused is not None
     assert refused.code == "late"
 
 
 def test_the_table_knows_every_pair_but_the_impossible() -> None:
-    missing = {(p, e) for p in (OPEN, CLOSING, DONE) for e in get_args(Event)} - engine.TABLE.keys()
+    missing = {(p, e) for p in (OPEN, CLOSING, DONE) for e in get_args(Event)} - rounds.TABLE.keys()
     assert missing == {(OPEN, Published), (DONE, Published)}
     with pytest.raises(ValueError, match="does not expect Published while the round is open"):
         step(RULES, opened(RULES, 0), Published(1))
@@ -230,7 +224,7 @@ def test_rounds_end_whatever_devices_do(rng: Random, pool_s: float, target: int,
             client = rng.choice(sorted(training))
             round_ = training.pop(client)
             if rng.random() < 0.7 and admits(state, client, round_, round_ - 1) is None:
-                state, more = play(rules, state, UpdateAccepted(round_, client))
+                state, more = play(rules, state, UpdateAccepted(round_, client, round_))
                 decisions += more
         assert state.accepted <= state.cohort <= state.assigned
         assert len(state.cohort - state.accepted) <= rules.cohort
@@ -301,7 +295,7 @@ class EngineMachine(RuleBasedStateMachine):
             return
         assert client in self.invited
         self.delivered.add(client)
-        self.feed(UpdateAccepted(self.version + 1, client))
+        self.feed(UpdateAccepted(self.version + 1, client, self.version + 1))
         assert self.closing == (len(self.delivered) >= self.law.target)
 
     @rule(seconds=st.floats(0.1, 12.0))
