@@ -19,7 +19,7 @@ def suit_executorch(graph: Graph) -> Graph:
     for old, new in copies.items():
         if old.op == "placeholder":  # the constants are found by these names
             new.name = new.target = old.name
-    ours = Graph(graph.role, module, dict(graph.constants), graph.examples)
+    ours = graph._replace(module=module, constants=dict(graph.constants))
     for rewrite in (linear, add_later, transpose_the_small):
         rewrite(ours)
         module.graph.eliminate_dead_code()
