@@ -97,6 +97,7 @@ def open_run(task: TaskFile, folder: Path, now: float) -> Run:
             _begin(db, blobs, task, bundle, how, now)
         _check_identity(db, task, bundle, folder)
         segments = Segments(folder / "segments", db.run(store.segments_in_use))
+        segments.check()
         db.journal = segments
         blobs.sweep(db.run(store.blobs_in_use))
         segments.sweep(db.run(store.segments_in_use))

@@ -33,6 +33,7 @@ class Options:
     model: str
     out: Path
     strategy: str
+    mode: str
     compare_dense: bool
     clients: int
     rounds: int
@@ -91,12 +92,18 @@ rounds = {options.rounds}
 seed = {options.seed}
 publish_every = 0
 [round]
-target = {options.clients}
-minimum = {max(1, options.clients - 1)}
+{round_text(options)}
 deadline_s = 120.0
 retry_s = 0.2
 {STRATEGIES[strategy]}
 {client}"""
+
+
+def round_text(options: Options) -> str:
+    """How a version's updates are gathered: all devices once, or as many updates from whoever is ready."""
+    if options.mode == "async":
+        return f'mode = "async"\nbuffer = {options.clients}'
+    return f"target = {options.clients}\nminimum = {max(1, options.clients - 1)}"
 
 
 def run_demo(options: Options, console: Console) -> int:
