@@ -297,7 +297,7 @@ class Aggregator:
     def _aggregate(self, rows: list[store.UpdateRow]) -> tuple[recipe.ServerState, store.VersionRow]:
         """The next version, its blobs on disk. Folds in the order of the rows, one update in memory."""
         run = self.run
-        change = recipe.fold_weighted(run.recipe.strategy, run.layout.size, self._guarded(rows))
+        change = recipe.fold_weighted(run.recipe.strategy, self.server.view, self._guarded(rows))
         try:
             server, step = recipe.advance(run.recipe, self.server, change)
         except CodecError as error:

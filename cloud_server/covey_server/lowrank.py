@@ -62,9 +62,8 @@ def rank_for(singular: Matrix, energy: float) -> int:
 
 def singular_values(product: Product) -> Matrix:
     """The singular values, float64 [r], largest first."""
-    core: Matrix = np.linalg.qr(product.b)[1] @ np.linalg.qr(product.a.T)[1].T
-    values: Matrix = np.linalg.svd(core, compute_uv=False)
-    return values
+    core = np.linalg.qr(product.b)[1] @ np.linalg.qr(product.a.T)[1].T
+    return np.asarray(np.linalg.svd(core, compute_uv=False), np.float64)
 
 
 def align(product: Product, near: Matrix) -> Product:

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from covey_server.lowrank import Product, singular_values
-from covey_server.strategies.base import Strategy, empty
+from covey_server.strategies.base import Strategy
 from covey_server.strategies.fedavg import fedavg
 from covey_server.strategies.fedex import fedex
 from covey_server.strategies.flora import flora
@@ -192,7 +192,7 @@ def test_truncated_fedex_is_nearer_than_fedavg() -> None:
 
 def fedavg_of() -> Strategy:
     """FedAvg on vectors."""
-    return fedavg()._replace(init=lambda start: empty(len(start)))
+    return fedavg()
 
 
 def test_lora_fair_solves_its_ridge_problem() -> None:

@@ -25,7 +25,7 @@ def hetlora(space: Space) -> Strategy:
     others = np.append(others, np.zeros(space.size - len(others), np.bool_))
 
     def init(start: Vector) -> tuple[Vector, Sum, Sum]:
-        return start, empty(len(start)), empty(len(start))
+        return start, empty(start), empty(start)
 
     def add(state: tuple[Vector, Sum, Sum], entries: Entries, weight: float) -> tuple[Vector, Sum, Sum]:
         start, factors, plain = state
