@@ -185,14 +185,9 @@ def test_truncated_fedex_is_nearer_than_fedavg() -> None:
     start = start_of(thin, 0)
     updates = equal_updates(thin)
     wanted = mean_model(thin, start, updates)
-    got, naive = model(thin, run(fedex(thin), start, updates)), model(thin, run(fedavg_of(), start, updates))
+    got, naive = model(thin, run(fedex(thin), start, updates)), model(thin, run(fedavg(), start, updates))
     for module, matrix in wanted.items():
         assert np.linalg.norm(got[module] - matrix) < np.linalg.norm(naive[module] - matrix)
-
-
-def fedavg_of() -> Strategy:
-    """FedAvg on vectors."""
-    return fedavg()
 
 
 def test_lora_fair_solves_its_ridge_problem() -> None:
@@ -217,7 +212,7 @@ def test_lora_fair_is_nearer_to_the_mean_model_than_fedavg() -> None:
     updates = equal_updates(space)
     wanted = mean_model(space, start, updates)
     fair = model(space, run(lora_fair(space, 0.01), start, updates))
-    naive = model(space, run(fedavg_of(), start, updates))
+    naive = model(space, run(fedavg(), start, updates))
     for module, matrix in wanted.items():
         assert np.linalg.norm(fair[module] - matrix) < np.linalg.norm(naive[module] - matrix)
 

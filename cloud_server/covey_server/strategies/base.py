@@ -24,10 +24,11 @@ class Sum(NamedTuple):
 class Strategy(NamedTuple):
     """A strategy: a fold, and what travels down.
 
-    `init(start)` starts the fold, from the vector float32 [n] that devices trained from; `add(sum, entries, weight)` adds one device's change (trained minus started) and may
-    reuse the sum's memory, so the one passed in is gone; `finish(sum)` is the mean change, float32 [n]. `weigh` is what
-    a device with so many examples weighs; the task's caps come after it. With `absolute` a version is published as
-    weights from zero, else as the difference from the version before.
+    `init(start)` starts the fold, from the vector float32 [n] that devices trained from. `add(sum, entries, weight)`
+    adds one device's change (trained minus started) and may reuse the sum's memory, so the one passed in is gone.
+    `finish(sum)` is the mean change, float32 [n]. `weigh` is what a device with so many examples weighs; the task's
+    caps come after it. With `absolute` a version is published as weights from zero, else as the difference from the
+    version before.
     """
 
     name: str
