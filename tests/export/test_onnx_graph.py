@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from covey_export.graph import Graph
+from covey_export.quantise import DEQUANTISE, quantise
 from covey_export.targets.onnx_graph import translate, unknown
 from covey_export.targets.onnx_operators import TABLE
 
@@ -81,6 +82,10 @@ ROWS: list[tuple[Any, tuple[Tensor, ...], tuple[Any, ...], dict[str, Any]]] = [
     (aten.eq.Tensor, (I64, I64.flip(0)), (), {}),
     (aten.ne.Scalar, (I64,), (1,), {}),
     (aten.lt.Scalar, (I64,), (0.5,), {}),
+    (DEQUANTISE, (*quantise(M, 8, 0), X), (), {}),
+    (DEQUANTISE, (*quantise(torch.cat([M] * 4, 1), 8, 8), X), (), {}),
+    (DEQUANTISE, (*quantise(torch.cat([M] * 8, 1), 4, 8), X), (), {}),
+    (DEQUANTISE, (*quantise(torch.cat([M] * 8, 1), 4, 0),), (None,), {}),
     (aten.le.Tensor, (X, -X), (), {}),
     (aten.gt.Scalar, (X,), (0,), {}),
     (aten.ge.Scalar, (I64,), (1,), {}),
