@@ -24,6 +24,7 @@ from covey_server import recipe, store, task_file
 from covey_server.aggregator import Aggregator
 from covey_server.app import RUNNER, make_app
 from covey_server.run import open_run
+from covey_server.versions import next_version
 from covey_shared.bundle import Bundle
 from covey_shared.codec import codec_from_spec
 from covey_shared.layout import Layout, Tensor, Vector, vector_digest
@@ -326,10 +327,7 @@ def replay(task: Path, data: Path) -> list[str]:
         digests = [vector_digest(state.view)]
         for version in run.versions[1:]:
             rows = run.db.run(store.updates_of, version.version)
-            strategy = run.recipe.strategy
-            updates = ((run.update(row), strategy.weigh(row.examples)) for row in rows)
-            change = recipe.fold_weighted(strategy, run.layout.size, updates)
-            state, _ = recipe.advance(run.recipe, state, change)
+            state, _ = next_version(run, state, rows)
             digests.append(vector_digest(state.view))
         return digests
     finally:
