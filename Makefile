@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check format bench clean
+.PHONY: help install demo test test-slow check format bench crash clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -41,6 +41,10 @@ format: $(STAMP)  ## format the code
 
 bench: $(STAMP)  ## run every benchmark quickly (without --quick by hand: see docs/benchmarks.md)
 	@for b in benchmarks/[a-z]*.py; do case $$b in *report.py) ;; *) echo "== $$b"; $(BIN)/python $$b --quick || exit 1;; esac; done
+
+KILLS ?= 1000
+crash: $(STAMP)  ## kill a server KILLS times (default 1000) and count what was lost
+	@$(BIN)/python benchmarks/crash.py --kills $(KILLS)
 
 clean:  ## remove the virtual environment and what the demo made
 	@rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

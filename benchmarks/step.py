@@ -25,7 +25,6 @@ from report import write_report
 from covey_export.probe import resident_bytes
 from covey_export.quiet import quiet
 from covey_export.recipe import Recipe
-from covey_export.roles import ROLES
 from covey_export.runtimes import load_library, open_role
 from covey_export.terminal import export_with_progress
 from covey_export.threads import wait_passively
@@ -85,7 +84,7 @@ def turn(kind: str, folder: str, model: str, steps: int) -> None:
     """In a process of its own: some steps on one runtime; prints CPU and wall seconds of each and the peak's growth."""
     wait_passively()
     bundle = Bundle.open(Path(folder), verify=False)
-    inputs = {name: batch_of(bundle)[name] for name in ROLES["train"][0]}
+    inputs = batch_of(bundle)
     if kind == EAGER:
         import peft  # noqa: F401  what the libraries weigh is not the step's
         import torch

@@ -15,7 +15,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz", *(f"
 VOCABULARY = 80  # more than the words: some families' tokenizers add tokens of their own
 SMALL = {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "pad_token_id": 0}
 GROUPED = {"num_key_value_heads": 2}
-CAUSAL, CLASSIFIER = "causal-lm", "sequence-classification"
+CAUSAL, CLASSIFIER, IMAGES = "causal-lm", "sequence-classification", "image-classification"
 
 
 class Family(NamedTuple):

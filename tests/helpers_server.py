@@ -23,12 +23,13 @@ import numpy as np
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from covey_server import task_file
+from covey_server import recipe, store, task_file
 from covey_server.admin import make_admin
 from covey_server.aggregator import Aggregator
 from covey_server.app import RUNNER, make_app
 from covey_server.guard import DOOR, Door
 from covey_server.run import open_run
+from covey_server.versions import next_version
 from covey_shared.bundle import Bundle
 from covey_shared.codec import codec_from_spec
 from covey_shared.keys import PrivateKey
@@ -417,3 +418,21 @@ class ServerProcess:
         """Exit code, output and errors of a process that ends by itself."""
         out, err = self.child.communicate(timeout=seconds)
         return self.child.returncode, out, err
+
+
+def replay(task: Path, data: Path) -> list[str]:
+    """The digests of all versions as a run without any fault would have them, from the updates that a run has kept.
+
+    Needs `keep_updates = true`, and the server stopped.
+    """
+    run = open_run(task_file.read(task), data, time.time())
+    try:
+        state, _ = recipe.first(run.recipe, run.bundle.start(run.task.task.seed), run.task.task.seed)
+        digests = [vector_digest(state.view)]
+        for version in run.versions[1:]:
+            rows = run.db.run(store.updates_of, version.version)
+            state, _ = next_version(run, state, rows)
+            digests.append(vector_digest(state.view))
+        return digests
+    finally:
+        run.close()

@@ -115,7 +115,7 @@ class Run:
         url = self.folder / "url"
         url.unlink(missing_ok=True)
         server = covey(
-            "serve", str(self.task), "--port", self.port, "--url-file", str(url),
+            "serve", str(self.task), "--open", "--port", self.port, "--url-file", str(url),
             "--data-dir", str(self.folder / "data"),
             "--publish-dir", str(self.folder / "adapter"), "--exit-when-done",
         )  # fmt: skip

@@ -8,25 +8,22 @@ The order that makes an acknowledged update count exactly once: bytes synced, ro
 """
 
 import asyncio
-import dataclasses
 import hashlib
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from covey_server import access, downloads, engine, recipe, store
-from covey_server.defence import Defence, guarded
 from covey_server.failpoints import failpoint
 from covey_server.publish import publish_adapter
 from covey_server.refusals import Refused
 from covey_server.run import Run, buffer_rules, store_version
 from covey_server.traffic import Traffic
 from covey_server.validation import check_layout, max_upload_bytes, read_entries, read_update
-from covey_shared.entries import Entries
-from covey_shared.errors import CodecError, UsageError
+from covey_server.versions import next_version
 from covey_shared.layout import Vector
 from covey_shared.messages import PROTOCOL, Assignment, CheckIn, Evaluation, Receipt, Step, Task
 
@@ -297,25 +294,10 @@ class Aggregator:
         return rows, server, row, await db.do(store.publish, row, keep_updates=keep)
 
     def _aggregate(self, rows: list[store.UpdateRow]) -> tuple[recipe.ServerState, store.VersionRow]:
-        """The next version, its blobs on disk. Folds in the order of the rows, one update in memory."""
+        """The next version, its blobs on disk."""
         run = self.run
-        change = recipe.fold_weighted(run.recipe.strategy, run.layout.size, self._guarded(rows))
-        try:
-            server, step = recipe.advance(run.recipe, self.server, change)
-        except CodecError as error:
-            raise UsageError(
-                f"round {self.server.version + 1} cannot be published, {error}; start a new run with a lower "
-                "[server] learning_rate"
-            ) from None
+        server, step = next_version(run, self.server, rows)
         return server, store_version(run.blobs, run.recipe, server, step, len(rows), time.time())
-
-    def _guarded(self, rows: list[store.UpdateRow]) -> Iterator[tuple[Entries, float]]:
-        """The round's updates with what each weighs, bounded as the task's [defence] says."""
-        run = self.run
-        weights = [run.recipe.strategy.weigh(row.examples) for row in rows]
-        devices = [row.client for row in rows]
-        bounds = Defence(**dataclasses.asdict(run.task.defence))
-        return guarded(bounds, lambda: map(run.update, rows), weights, devices, devices)
 
     async def _report(self, rows: list[store.UpdateRow], row: store.VersionRow, seconds: float) -> None:
         training = sum(u.loss_after * u.examples for u in rows) / sum(u.examples for u in rows)

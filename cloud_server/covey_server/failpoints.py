@@ -7,13 +7,16 @@ The environment is read once, when this module is imported, so an unarmed server
 nothing may be tidied up: no handler runs, no buffer is flushed, as in a crash of the machine (what was written but not
 synced survives, though: it takes a power cut to lose that).
 
-    K1 received      an upload's headers were read       K8  blob-written    a blob's temporary file is on disk
-    K2 body          some of its body has come           K9  blob-renamed    it has its name
-    K3 appended      its bytes are in the segment        K10 publishing      before the commit that moves the head
-    K4 synced        ... and on disk                     K10 published       after it, nobody has been told
-    K5 committing    before the commit of its row        K11 checkpoint      the database has just been checkpointed
-    K6 committed     after it, before the receipt        K12 migrating       inside a migration's transaction
-    K7 frozen        a version's set of updates is final K13 backup          a backup is half done
+    beginning        K0   version 0 is on disk, the run is not      blob-written     K8   its temporary file is there
+    received         K1   an upload's headers were read             blob-renamed     K9   the blob has its name
+    body             K2   some of its body has come                 publishing       K10  before the commit of a head
+    appended         K3   its bytes are in the segment              published        K10  after it, nobody was told
+    synced           K4   ... and on disk                           deleting         K10  leftovers not yet deleted
+    committing       K5   before a commit                           adapter-written  K10  not yet renamed to its version
+    committed        K6   after it, before any answer               adapter-linked   K10  `latest` still the one before
+    assigned         K6   an assignment, before its commit          checkpoint       K11  the log goes into the database
+    frozen           K7   a version's set of updates is final       migrating        K12  before a migration's commit
+                                                                    backup           K13  a backup is half done
 """
 
 import os
@@ -21,12 +24,21 @@ import signal
 from threading import Timer
 
 POINTS = (
-    "received", "body", "appended", "synced", "committing", "committed", "assigned", "frozen", "blob-written",
-    "blob-renamed", "publishing", "published", "deleting", "checkpoint", "migrating", "backup",
+    "beginning", "received", "body", "appended", "synced", "committing", "committed", "assigned", "frozen",
+    "blob-written", "blob-renamed", "publishing", "published", "deleting", "adapter-written", "adapter-linked",
+    "checkpoint", "migrating", "backup",
 )  # fmt: skip
 
-_name, _hit, _delay_s, *_ = [*os.environ.get("COVEY_FAILPOINT", "").split(":"), "", ""]
-_left = int(_hit or 1)
+_name, _left, _delay_s = "", 0, 0.0
+
+
+def arm(text: str) -> None:
+    """Arm the one failpoint that `text` names, `NAME[:HIT[:SECONDS]]`; an empty text disarms."""
+    global _name, _left, _delay_s
+    name, hit, delay_s, *_ = [*text.split(":"), "", ""]
+    if name and name not in POINTS:
+        raise ValueError(f"COVEY_FAILPOINT names {name!r}, which is no failpoint; known: {', '.join(POINTS)}")
+    _name, _left, _delay_s = name, int(hit or 1), float(delay_s or 0)
 
 
 def failpoint(name: str) -> None:
@@ -36,6 +48,9 @@ def failpoint(name: str) -> None:
         return
     _left -= 1
     if _left == 0 and _delay_s:
-        Timer(float(_delay_s), os.kill, (os.getpid(), signal.SIGKILL)).start()
+        Timer(_delay_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
     elif _left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+arm(os.environ.get("COVEY_FAILPOINT", ""))

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from covey_server.blobs import sync_folder, write_durably
+from covey_server.failpoints import failpoint
 from covey_shared.bundle import Bundle
 from covey_shared.layout import Vector
 from covey_shared.peft_folder import peft_files
@@ -34,6 +35,7 @@ def _write_folder(folder: Path, final: Path, bundle: Bundle, task: str, version:
         for name, data in peft_files(bundle, bundle.manifest.layout, vector, origin).items():
             write_durably(temporary / name, data)
         sync_folder(temporary)
+        failpoint("adapter-written")
         temporary.replace(final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -46,5 +48,6 @@ def _point(folder: Path, name: str) -> None:
     link = folder / f".latest.{os.getpid()}"
     link.unlink(missing_ok=True)
     link.symlink_to(name)
+    failpoint("adapter-linked")
     link.replace(folder / "latest")
     sync_folder(folder)

@@ -63,12 +63,13 @@ def first(recipe: Recipe, start: Vector, seed: int) -> tuple[ServerState, Step |
 
 def fold(strategy: Strategy, size: int, updates: Iterable[tuple[Entries, int]]) -> Vector:
     """The mean change of (entries, examples) in the order given, float32 [size], without defences."""
-    return fold_weighted(strategy, size, ((entries, strategy.weigh(examples)) for entries, examples in updates))
+    start = np.zeros(size, np.float32)
+    return fold_weighted(strategy, start, ((entries, strategy.weigh(examples)) for entries, examples in updates))
 
 
-def fold_weighted(strategy: Strategy, size: int, updates: Iterable[tuple[Entries, float]]) -> Vector:
-    """The mean change of (entries, weight) in the order given, float32 [size]. One update is held at a time."""
-    total = strategy.init(size)
+def fold_weighted(strategy: Strategy, start: Vector, updates: Iterable[tuple[Entries, float]]) -> Vector:
+    """The mean change of (entries, weight) in the order given, float32 [n]; `start` is what devices trained from."""
+    total = strategy.init(start)
     for entries, weight in updates:
         total = strategy.add(total, entries, weight)
     return strategy.finish(total)

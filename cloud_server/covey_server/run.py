@@ -16,6 +16,7 @@ from covey_server import buffers, recipe, rounds, store, task_file
 from covey_server.blobs import Blobs
 from covey_server.database import Database
 from covey_server.engine import Machine
+from covey_server.failpoints import failpoint
 from covey_server.optimizers import make_optimizer
 from covey_server.recipe import Recipe, ServerState
 from covey_server.schema import SCHEMA
@@ -97,6 +98,7 @@ def open_run(task: TaskFile, folder: Path, now: float) -> Run:
             _begin(db, blobs, task, bundle, how, now)
         _check_identity(db, task, bundle, folder)
         segments = Segments(folder / "segments", db.run(store.segments_in_use))
+        segments.check()
         db.journal = segments
         blobs.sweep(db.run(store.blobs_in_use))
         segments.sweep(db.run(store.segments_in_use))
@@ -215,6 +217,7 @@ def _begin(db: Database, blobs: Blobs, task: TaskFile, bundle: Bundle, how: Reci
     state, step = recipe.first(how, bundle.start(task.task.seed), task.task.seed)
     row = store_version(blobs, how, state, step, 0, now)
     meta = {"task": task.to_json(), "bundle": bundle.digest, "layout": bundle.manifest.layout.digest}
+    failpoint("beginning")
     db.run(store.begin, meta, row)
 
 

@@ -29,6 +29,14 @@ class Segments:
         self._files: dict[int, int] = {}  # number -> descriptor
         self._dirty: set[int] = set()
 
+    def check(self) -> None:
+        """Raises StoreError for a segment that is missing or shorter than its rows say."""
+        for number, end in self._ends.items():
+            path = self._path(number)
+            size = path.stat().st_size if path.exists() else 0
+            if size < end:
+                raise StoreError(f"{path} has {size:,} bytes, {end:,} were acknowledged; restore it from a backup")
+
     def append(self, number: int, data: bytes) -> int:
         """Write `data` at the end of a segment; returns its position. Durable after the next `sync`."""
         descriptor = self._open(number)

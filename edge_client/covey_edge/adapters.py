@@ -21,7 +21,7 @@ import numpy as np
 from covey_edge.state import write_durably
 from covey_shared.bundle import Bundle
 from covey_shared.errors import LayoutError, UsageError
-from covey_shared.layout import Layout, Vector
+from covey_shared.layout import Layout, Vector, vector_digest
 from covey_shared.manifest import Manifest
 from covey_shared.peft_folder import BUNDLED_CONFIG, CONFIG, ORIGIN, WEIGHTS, check_config, peft_files, read_weights
 
@@ -204,5 +204,23 @@ def _read_onnx(path: Path, bundle: Bundle) -> Adapter:
         if number == model_number(layout) and parameters.keys() == {PARAMETER}:
             vector = parameters[PARAMETER]
             if vector.dtype == np.float32 and vector.shape == (layout.size,):
-                return Adapter(layout, vector.copy(), version)
+                return Adapter(layout, vector.copy(), version or -1)
     raise LayoutError(f"{path} is an adapter of another layout than the bundle's: it belongs to another bundle")
+
+
+def show_adapter(adapter: Adapter, form: str, bundle: Bundle) -> str:
+    """Size, rank, digest, and for each kind of tensor how far it moved from the start."""
+    layout, manifest = adapter.layout, bundle.manifest
+    start = bundle.start(manifest.seed, layout.rank)
+    version = f", version {adapter.version}" if adapter.version >= 0 else ""
+    lines = [
+        f"{layout.size:,} numbers for {manifest.model}, rank {layout.rank}, as {form}{version}",
+        f"digest {vector_digest(adapter.vector)}",
+        "kind        tensors      numbers       norm   moved from the start",
+    ]
+    for kind in dict.fromkeys(t.kind for t in layout.tensors):
+        slices = [where for t, where in layout.slices() if t.kind == kind]
+        ours, theirs = (np.concatenate([v[where] for where in slices]) for v in (adapter.vector, start))
+        norms = (float(np.linalg.norm(v.astype(np.float64))) for v in (ours, ours - theirs))
+        lines.append("{:<8} {:>10,} {:>12,} {:>10.4g} {:>22.4g}".format(kind, len(slices), len(ours), *norms))
+    return "\n".join(lines)

@@ -277,7 +277,8 @@ class Agent:
             raise ServerError(f"the server acknowledged other bytes than were sent for round {pending.round}")
         self.uploaded, self.refusals = self.uploaded + 1, 0
         self.save(pending=(), codec_state=pending.codec_after, rounds=self.record.rounds + 1)
-        self.events.emit("uploaded", round=pending.round, bytes=len(pending.body), status=receipt.status)
+        self.events.emit("uploaded", round=pending.round, bytes=len(pending.body), status=receipt.status,
+                         version=receipt.version, staleness=receipt.staleness)  # fmt: skip
         return True
 
     async def refused(self, error: Refused, round_: int) -> bool:

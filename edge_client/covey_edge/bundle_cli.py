@@ -87,5 +87,54 @@ def _run_verify(args: argparse.Namespace) -> int:
     return verify(args.bundle, args.key, run=args.run, provider=args.provider, threads=args.threads, say=print)
 
 
+def _configure_use(parser: argparse.ArgumentParser) -> Any:
+    add = _bundle(parser)
+    add("--adapter", type=Path, metavar="PATH", help="a flat file, a PEFT folder or an .onnx_adapter (default: none)")
+    _runtime(add)
+    return add
+
+
+def _configure_generate(parser: argparse.ArgumentParser) -> None:
+    add = _configure_use(parser)
+    add("--prompt", default="", metavar="TEXT", help="what to go on from (default: the beginning of a text)")
+    add("--max-tokens", type=int, default=100, metavar="N", help="to write at most (default: 100)")
+    add("--temperature", type=float, default=0.0, metavar="X", help="0 = always the likeliest token (default: 0)")
+    add("--top-k", type=int, default=0, metavar="K", help="draw among the K likeliest tokens (default: all)")
+    add("--top-p", type=float, default=1.0, metavar="P", help="draw among the fewest that make up P (default: 1)")
+    add("--samples", type=int, default=1, metavar="N", help="texts to draw, at the price of one (default: 1)")
+    add("--seed", type=int, default=0, help="of what is drawn (default: 0)")
+
+
+def _model(args: argparse.Namespace) -> Any:
+    from covey_edge.use import Model
+
+    return Model(**{name: getattr(args, name) for name in Model.__dataclass_fields__})
+
+
+def _run_generate(args: argparse.Namespace) -> int:
+    from covey_edge.generate import Sampling
+    from covey_edge.use import Request, generate
+
+    how = Sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
+    request = Request(prompt=args.prompt, max_tokens=args.max_tokens, samples=args.samples, sampling=how)
+    return generate(_model(args), request, sys.stdout, sys.stderr)
+
+
+def _configure_classify(parser: argparse.ArgumentParser) -> None:
+    add = _configure_use(parser)
+    add("--text", action="append", default=[], metavar="TEXT", help="to classify; may be given several times")
+    add("--data", type=Path, metavar="PATH", help="labelled records or images: how often the model is right")
+    add("--text-field", default="text", metavar="FIELD", help="of a .jsonl record (default: text)")
+    add("--label-field", default="label", metavar="FIELD", help="of a .jsonl record (default: label)")
+
+
+def _run_classify(args: argparse.Namespace) -> int:
+    from covey_edge.use import classify
+
+    return classify(_model(args), args.text, args.data, args.text_field, args.label_field, sys.stdout)
+
+
 VERIFY = Command(VERIFY_HELP, _configure_verify, _run_verify, EXTRA)
 TRAIN = Command(TRAIN_HELP, _configure_train, _run_train, EXTRA)
+GENERATE = Command("text from a language model and an adapter", _configure_generate, _run_generate, EXTRA)
+CLASSIFY = Command("classes from a classifier and an adapter", _configure_classify, _run_classify, EXTRA)

@@ -78,7 +78,7 @@ def display(stack: ExitStack, stream: TextIO, *, bars: bool) -> Sink:
             note = f"loss {record['loss']:.4f}" if "loss" in record else ""
             screen.work(record["what"], record["done"], record["total"], UNITS[event], note)
         elif event == "round":
-            screen.rounds(record["round"] - 1, record["rounds"])
+            screen.rounds(record["version"], record["rounds"])
         elif event == "done":
             screen.rounds(record["version"], record["version"])
         elif event in SENTENCES:

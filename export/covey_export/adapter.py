@@ -1,55 +1,127 @@
-"""LoRA on a base model: PEFT puts it in, and PEFT's own state dict says what the tensors are called."""
+"""What trains on a base model: LoRA by PEFT, whose own state dict says what the tensors are called, or whole blocks.
 
-from difflib import get_close_matches
+With LoRA everything is PEFT's: `modules_to_save` for what trains whole, `rank_pattern` and `alpha_pattern` for ranks
+that differ, a second adapter for the frozen one. Whole blocks need no PEFT; their tensors have the base model's names.
+"""
+
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from peft.tuners.lora import LoraLayer
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from torch import Tensor
 
 from covey_export.base import Base
-from covey_export.recipe import ALL_LINEAR, Recipe
+from covey_export.choice import Choice, block_names, choose, full_modules, is_norm
+from covey_export.recipe import Recipe
 from covey_export.tasks import TASKS
 from covey_shared.errors import UsageError
 from covey_shared.layout import Layout, Vector
 from covey_shared.layout import Tensor as LayoutTensor
 
-REGEX = set("*+?()[]|^$\\")  # a target with one of these is a pattern for the whole name of a module
+PREFIX = "base_model.model."
+FROZEN = "frozen"  # PEFT's name of the second adapter; the first is "default"
 
 
 class Adapted(NamedTuple):
-    """A PEFT model, the layout of what trains, and for each tensor of the layout the name of its parameter."""
+    """A model in which some tensors train, their layout, and for each the name of its parameter in `inner`.
+
+    `config` is PEFT's, None for a model without PEFT. `frozen` is the layout of the second adapter, if there is one,
+    and `frozen_parameters` the names of its parameters in `inner`.
+    """
 
     model: Any
+    config: Any
     layout: Layout
     parameters: tuple[str, ...]
     start: Vector
+    frozen: Layout | None = None
+    frozen_parameters: tuple[str, ...] = ()
 
     @property
-    def config(self) -> Any:
-        """PEFT's LoraConfig."""
-        return self.model.peft_config["default"]
+    def lora(self) -> bool:
+        """Whether any of it is LoRA."""
+        return any(t.rank for t in self.layout.tensors)
+
+    @property
+    def inner(self) -> Any:
+        """The model itself, without PEFT's wrappers around it."""
+        return self.model if self.config is None else self.model.base_model.model
 
 
 def adapt(base: Base, recipe: Recipe) -> Adapted:
-    """Put LoRA into the model, in place; new heads are trained whole."""
-    config = LoraConfig(
-        r=recipe.rank, lora_alpha=recipe.scaled_alpha, lora_dropout=0.0, bias="none",
-        target_modules=_targets(base.model, recipe, base.fresh), modules_to_save=list(base.fresh) or None,
-        task_type=TASKS[recipe.task].peft_type,
-    )  # fmt: skip
+    """Prepare the model, in place, for what a recipe trains."""
+    return _blocks(base, recipe) if recipe.blocks else _lora(base, recipe)
+
+
+def _lora(base: Base, recipe: Recipe) -> Adapted:
+    choice = choose(base.model, recipe, base.fresh)
+    if not choice.targets and not choice.full:
+        raise UsageError("nothing would train: --target-modules none needs --train-full, or --num-labels (a new head)")
     torch.manual_seed(recipe.seed)
     try:
-        model = get_peft_model(base.model, config)
-    except (ValueError, TypeError) as error:
+        model = get_peft_model(base.model, _config(recipe, choice))
+    except (ValueError, TypeError, NotImplementedError) as error:
         raise UsageError(f"{recipe.model} takes no LoRA with these --target-modules: {error}") from None
     model.eval()
     names, parameters = _names(model)
     tensors = tuple(_tensor(model, n, p) for n, p in zip(names, parameters, strict=True))
     start = np.concatenate([_array(model.get_parameter(p)).reshape(-1) for p in parameters])
-    return Adapted(model, Layout(tensors), parameters, start)
+    inner = tuple(p.removeprefix(PREFIX) for p in parameters)
+    adapted = Adapted(model, model.peft_config["default"], Layout(tensors), inner, start)
+    return _with_frozen(adapted, recipe) if recipe.frozen_rank else adapted
+
+
+def _config(recipe: Recipe, choice: Choice) -> LoraConfig:
+    return LoraConfig(
+        r=recipe.largest_rank, lora_alpha=recipe.scaled_alpha, lora_dropout=0.0, bias="none",
+        target_modules=choice.targets or DUMMY_TARGET_MODULES, modules_to_save=list(choice.full) or None,
+        rank_pattern=choice.ranks, alpha_pattern={name: recipe.scale * r for name, r in choice.ranks.items()},
+        task_type=TASKS[recipe.task].peft_type,
+    )  # fmt: skip
+
+
+def _with_frozen(adapted: Adapted, recipe: Recipe) -> Adapted:
+    """A second LoRA on the same modules, of scale 1, active beside the first and not trained."""
+    layers = {name.removeprefix(PREFIX): m for name, m in adapted.model.named_modules() if isinstance(m, LoraLayer)}
+    config = LoraConfig(
+        r=recipe.frozen_rank, lora_alpha=recipe.frozen_rank, lora_dropout=0.0, bias="none",
+        target_modules=sorted(layers), task_type=TASKS[recipe.task].peft_type,
+    )  # fmt: skip
+    try:
+        adapted.model.add_adapter(FROZEN, config)
+    except ValueError as error:
+        raise UsageError(f"{recipe.model} takes no --frozen-rank {recipe.frozen_rank}: {error}") from None
+    for layer in layers.values():
+        layer.set_adapter(["default", FROZEN])
+    pairs = [(t, p) for t, p in zip(adapted.layout.tensors, adapted.parameters, strict=True) if t.rank]
+    parameters = tuple(p.replace(".default", f".{FROZEN}") for _, p in pairs)
+    shapes = [adapted.inner.get_parameter(p).requires_grad_(False).shape for p in parameters]
+    tensors = (
+        LayoutTensor(name=t.name, shape=tuple(s), kind=t.kind, init="zeros", module=t.module, rank=recipe.frozen_rank)
+        for (t, _), s in zip(pairs, shapes, strict=True)
+    )
+    return adapted._replace(frozen=Layout(tuple(tensors)), frozen_parameters=parameters)
+
+
+def _blocks(base: Base, recipe: Recipe) -> Adapted:
+    """Whole blocks, new heads, and what else is to train whole, under the base model's own names."""
+    model = base.model.requires_grad_(False)
+    blocks = tuple(block_names(model, recipe.blocks))
+    others = {*base.fresh, *full_modules(model, recipe.train_full)}
+    chosen = tuple(f"{name}." for name in (*blocks, *others))
+    parameters = tuple(name for name, _ in model.named_parameters() if name.startswith(chosen))
+    inside = tuple(f"{name}." for name in blocks)
+    tensors = []
+    for name in parameters:
+        value = model.get_parameter(name).requires_grad_(True)
+        module = name.rpartition(".")[0]
+        kind = "block" if name.startswith(inside) else _whole_kind(model, module)
+        tensors.append(LayoutTensor(name=name, shape=tuple(value.shape), kind=kind, init="stored", module=module))
+    start = np.concatenate([_array(model.get_parameter(p)).reshape(-1) for p in parameters])
+    return Adapted(model, None, Layout(tuple(tensors)), parameters, start)
 
 
 def stored_start(adapted: Adapted) -> Vector:
@@ -59,9 +131,24 @@ def stored_start(adapted: Adapted) -> Vector:
 
 
 def load_adapter(adapted: Adapted, vector: Vector) -> None:
-    """Put a vector into the model by the layout's names and PEFT's own loader."""
-    state = {name: torch.from_numpy(array.copy()) for name, array in adapted.layout.split(vector).items()}
-    result = set_peft_model_state_dict(adapted.model, state)
+    """Put a vector into the model by the layout's names, with PEFT's own loader where PEFT is."""
+    _load(adapted, adapted.layout, adapted.parameters, vector, "default")
+
+
+def load_frozen(adapted: Adapted, vector: Vector) -> None:
+    """The same for the second adapter."""
+    assert adapted.frozen is not None
+    _load(adapted, adapted.frozen, adapted.frozen_parameters, vector, FROZEN)
+
+
+def _load(adapted: Adapted, layout: Layout, parameters: tuple[str, ...], vector: Vector, adapter: str) -> None:
+    state = {name: torch.from_numpy(array.copy()) for name, array in layout.split(vector).items()}
+    if adapted.config is None:
+        with torch.no_grad():
+            for name, value in zip(parameters, state.values(), strict=True):
+                adapted.inner.get_parameter(name).copy_(value)
+        return
+    result = set_peft_model_state_dict(adapted.model, state, adapter_name=adapter)
     if result.unexpected_keys:
         raise UsageError(f"PEFT does not know the tensor {result.unexpected_keys[0]!r} of the layout")
 
@@ -73,45 +160,9 @@ def adapter_gradient(adapted: Adapted) -> Vector:
         for n, p in adapted.model.named_parameters()
         if p.requires_grad
     }
-    saved = get_peft_model_state_dict(adapted.model, state_dict=trained, save_embedding_layers=False)
-    return adapted.layout.join({name: _array(value) for name, value in saved.items()})
-
-
-def _targets(model: Any, recipe: Recipe, fresh: tuple[str, ...]) -> list[str] | str:
-    linear = _linear_modules(model, fresh, recipe)
-    wanted = recipe.target_modules
-    if wanted == (ALL_LINEAR,):
-        if not linear:
-            raise UsageError(f"{type(model).__name__} has no linear layers that LoRA could go into")
-        return sorted({name.rpartition(".")[2] for name in linear})
-    if len(wanted) == 1 and REGEX & set(wanted[0]):
-        return wanted[0]
-    leaves = sorted({name.rpartition(".")[2] for name, _ in model.named_modules() if name})
-    for target in wanted:
-        if not any(name == target or name.endswith(f".{target}") for name, _ in model.named_modules()):
-            near = get_close_matches(target, leaves, 3, 0.4) or sorted({n.rpartition(".")[2] for n in linear})
-            raise UsageError(
-                f"--target-modules {target!r} matches no module of {type(model).__name__}; it has {', '.join(near)}"
-            )
-    return sorted(wanted)
-
-
-def _linear_modules(model: Any, fresh: tuple[str, ...], recipe: Recipe) -> list[str]:
-    """Names of the linear layers but for the output embedding, which is tied or huge, and the new heads."""
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not output and not _is_head(name, fresh, recipe)
-    ]
-
-
-def _is_head(name: str, fresh: tuple[str, ...], recipe: Recipe) -> bool:
-    """Whether PEFT trains the module whole: it looks for heads by how names end, so `pre_classifier` is one too."""
-    heads = ("classifier", "score") if recipe.task == "sequence-classification" else ()
-    return any(name == f or name.startswith(f"{f}.") for f in fresh) or any(
-        part.endswith(heads) for part in name.split(".") if heads
-    )
+    if adapted.config is not None:
+        trained = get_peft_model_state_dict(adapted.model, state_dict=trained, save_embedding_layers=False)
+    return adapted.layout.join({name: _array(value) for name, value in trained.items()})
 
 
 def _names(model: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -128,23 +179,29 @@ def _names(model: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _tensor(model: Any, name: str, parameter: str) -> LayoutTensor:
     value = model.get_parameter(parameter)
-    kind = _kind(name)
-    module = name.removeprefix("base_model.model.").rpartition(".")[0]
+    kind = _lora_kind(name)
+    module = name.removeprefix(PREFIX).rpartition(".")[0]
     rank, scale = 0, 1.0
-    if kind in ("lora_A", "lora_B"):
-        module = module.rpartition(".lora_")[0]
-        layer = model.get_submodule(f"base_model.model.{module}")
+    if kind:
+        module = name.removeprefix(PREFIX).rpartition(".lora_")[0]
+        layer = model.get_submodule(f"{PREFIX}{module}")
         rank, scale = int(layer.r["default"]), float(layer.scaling["default"])
+    kind = kind or _whole_kind(model, parameter.rpartition(".")[0])
     return LayoutTensor(
         name=name, shape=tuple(value.shape), kind=kind, init=_init(name, value), module=module, rank=rank, scale=scale
     )
 
 
-def _kind(name: str) -> str:
-    for kind, mark in (("lora_A", ".lora_A."), ("lora_B", ".lora_B."), ("lora_A", ".lora_embedding_A")):
-        if mark in name:
-            return kind
-    return "lora_B" if ".lora_embedding_B" in name else "head"
+def _lora_kind(name: str) -> str:
+    """Which factor a tensor is, or nothing for what is none."""
+    for mark in ("lora_A", "lora_B"):
+        if f".{mark}." in name or f".{mark.replace('lora_', 'lora_embedding_')}" in name:
+            return mark
+    return ""
+
+
+def _whole_kind(model: Any, module: str) -> str:
+    return "norm" if is_norm(model.get_submodule(module)) else "head"
 
 
 def _init(name: str, value: Tensor) -> str:

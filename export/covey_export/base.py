@@ -8,13 +8,20 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from covey_export.recipe import Recipe
+from covey_export import resnets
+from covey_export.choice import full_modules
+from covey_export.pictures import image_of
+from covey_export.recipe import CLASSIFICATION, NORMS, Recipe
 from covey_export.tasks import TASKS
 from covey_shared.errors import UsageError
+from covey_shared.manifest import Image
 
 
 class Base(NamedTuple):
-    """A loaded base model. `fresh` names the modules whose weights the checkpoint lacks: a new head, say."""
+    """A loaded base model. `fresh` names the modules whose weights the checkpoint lacks: a new head, say.
+
+    A model of text has a `tokenizer`, one of images has `image`.
+    """
 
     model: Any
     tokenizer: Any
@@ -24,6 +31,7 @@ class Base(NamedTuple):
     licence: str
     parameters: int
     fresh: tuple[str, ...]
+    image: Image | None = None
 
     @property
     def vocabulary(self) -> int:
@@ -33,25 +41,50 @@ class Base(NamedTuple):
 
 def load_base(recipe: Recipe) -> Base:
     """Load from a folder or the hub. The weights are read as safetensors, and no code of the model's own is run."""
+    if recipe.model.startswith(resnets.PREFIX):
+        return _built_in(recipe)
     source = _source(recipe.model)
     try:
         config = transformers.AutoConfig.from_pretrained(source, **_head(recipe))
-        _check_length(config, recipe)
+        _check_kind(config, recipe)
         torch.manual_seed(recipe.seed)
         model, info = getattr(transformers, TASKS[recipe.task].auto_class).from_pretrained(
             source, config=config, dtype=torch.float32, attn_implementation="eager",
             use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        image = image_of(recipe, config, source) if recipe.task == "image-classification" else None
+        tokenizer = None if image else transformers.AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise UsageError(_why_not(recipe, error)) from None
     model.eval()
     model.config.use_cache = False
-    _settle_padding(model, tokenizer, recipe)
+    if tokenizer is not None:
+        _settle_padding(model, tokenizer, recipe)
+    if recipe.task in CLASSIFICATION and model.config.num_labels < 2:
+        raise UsageError(f"{recipe.model} is a regression head with one output; pass --num-labels for a classifier")
     return Base(
         model=model, tokenizer=tokenizer, source=source, model_id=recipe.model_id or _name(recipe.model),
         revision=_revision(source, config), licence=_licence(source),
         parameters=sum(p.numel() for p in model.parameters()), fresh=_fresh(model, info, recipe),
+        image=image,
+    )  # fmt: skip
+
+
+def _built_in(recipe: Recipe) -> Base:
+    """One of our own networks: random convolutions that stay so, and new norms and a new head, which train."""
+    name = recipe.model.removeprefix(resnets.PREFIX)
+    if name not in resnets.NETWORKS or recipe.task != "image-classification":
+        known = ", ".join(resnets.PREFIX + n for n in resnets.NETWORKS)
+        raise UsageError(f"the networks of our own are {known}, for --task image-classification; not {recipe.model}")
+    channels, *sides = recipe.image or (3, 32, 32)
+    model = resnets.build(name, channels=channels, labels=recipe.label_count or 10, seed=recipe.seed)
+    if recipe.labels:
+        model.config.id2label = dict(enumerate(recipe.labels))
+    model.config.image_size = sides
+    return Base(
+        model=model, tokenizer=None, source="", model_id=recipe.model_id or recipe.model,
+        revision=f"seed:{recipe.seed}", licence="apache-2.0", parameters=sum(p.numel() for p in model.parameters()),
+        fresh=(*full_modules(model, (NORMS,)), "classifier"), image=image_of(recipe, model.config),
     )  # fmt: skip
 
 
@@ -71,13 +104,26 @@ def _source(model: str) -> str:
 
 def _head(recipe: Recipe) -> dict[str, Any]:
     """Settings of a classification head. Without --num-labels the checkpoint's own number stands."""
-    if recipe.task != "sequence-classification":
+    if recipe.task not in CLASSIFICATION:
         return {}
-    labels = {"num_labels": recipe.num_labels} if recipe.num_labels else {}
-    return {"problem_type": "single_label_classification", **labels}
+    out: dict[str, Any] = {"problem_type": "single_label_classification"}
+    if recipe.label_count:
+        out["num_labels"] = recipe.label_count
+    if recipe.labels:
+        out["id2label"] = dict(enumerate(recipe.labels))
+        out["label2id"] = {name: i for i, name in enumerate(recipe.labels)}
+    return out
 
 
-def _check_length(config: Any, recipe: Recipe) -> None:
+def _check_kind(config: Any, recipe: Recipe) -> None:
+    """Refuse what is known not to work, before the weights are read."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise UsageError(
+            f"{recipe.model} is an encoder with a decoder ({config.model_type}), and covey exports causal language "
+            "models and classifiers; take a decoder-only model, or an encoder with --task sequence-classification"
+        )
+    if recipe.task == "image-classification":
+        return
     text = config.get_text_config()
     most = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     if config.model_type in ("roberta", "xlm-roberta", "camembert") and most:
@@ -111,8 +157,6 @@ def _settle_padding(model: Any, tokenizer: Any, recipe: Recipe) -> None:
         if pad is None and recipe.task == "sequence-classification":
             raise UsageError(f"{recipe.model} has no padding token; name one as pad_token_id in its config.json")
         config.pad_token_id = 0 if pad is None else pad
-    if recipe.task == "sequence-classification" and model.config.num_labels < 2:
-        raise UsageError(f"{recipe.model} is a regression head with one output; pass --num-labels for a classifier")
 
 
 def _fresh(model: Any, info: dict[str, Any], recipe: Recipe) -> tuple[str, ...]:

@@ -10,16 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from covey_export.adapter import Adapted, adapt, stored_start
 from covey_export.base import Base, load_base
+from covey_export.clean import clean
 from covey_export.graph import Graph, trace
 from covey_export.parity import prove, reference
-from covey_export.passes import clean
 from covey_export.place import check_place, put, staged
-from covey_export.recipe import Recipe
+from covey_export.recipe import CLASSIFICATION, Recipe
 from covey_export.roles import ROLES
 from covey_export.targets import writer
-from covey_export.tasks import TASKS, example_batch
+from covey_export.tasks import TASKS, example_images, example_tokens
 from covey_export.tokens import write_tokenizer
 from covey_shared import __version__
 from covey_shared.bundle import MANIFEST, Bundle, file_digest
@@ -55,21 +57,19 @@ def _fill(recipe: Recipe, folder: Path, step: Step) -> Manifest:
     step(f"load {recipe.model}")
     base = load_base(recipe)
     _check_room(base, recipe, folder)
-    tokenizer = write_tokenizer(base, folder)
+    tokenizer = write_tokenizer(base, folder) if base.tokenizer else None
     adapted = adapt(base, recipe)
-    _write_adapter_config(adapted, base, folder)
+    if adapted.config is not None:
+        _write_adapter_config(adapted, base, folder)
     start = _write_start(adapted, folder)
-    task = TASKS[recipe.task]
-    batch = example_batch(
-        task, batch_size=recipe.batch_size, seq_len=recipe.seq_len, vocabulary=base.vocabulary,
-        labels=base.model.config.num_labels, pad_id=tokenizer.pad_id, seed=recipe.seed,
-    )  # fmt: skip
+    task, pad_id = TASKS[recipe.task], tokenizer.pad_id if tokenizer else 0
+    batch = _example(base, recipe, pad_id)
     step("run PyTorch")
-    expected = reference(adapted, task, batch, tokenizer.pad_id, recipe.seed)
+    expected = reference(adapted, task, batch, pad_id, recipe.seed)
     graphs: dict[str, Graph] = {}
     for role in ROLES:
         step(f"trace {role}")
-        graphs[role] = clean(trace(role, adapted, task, batch, tokenizer.pad_id))
+        graphs[role] = clean(trace(role, adapted, task, batch, pad_id))
     paths: dict[str, dict[str, str]] = {}
     parity: dict[str, Parity] = {}
     for target in recipe.targets:
@@ -79,6 +79,15 @@ def _fill(recipe: Recipe, folder: Path, step: Step) -> Manifest:
         parity[target] = prove(target, folder, paths[target], expected)
     step("name every byte")
     return _manifest(recipe, base, adapted, tokenizer, start, paths, parity, folder)
+
+
+def _example(base: Base, recipe: Recipe, pad_id: int) -> dict[str, Tensor]:
+    """The batch of the proof and the trace."""
+    task, labels = TASKS[recipe.task], base.model.config.num_labels
+    if base.image is not None:
+        return example_images(task, (recipe.batch_size, *base.image.shape), labels, recipe.seed)
+    shape = (recipe.batch_size, recipe.seq_len)
+    return example_tokens(task, shape, base.vocabulary, labels, pad_id, recipe.seed)
 
 
 def _check_room(base: Base, recipe: Recipe, folder: Path) -> None:
@@ -112,23 +121,25 @@ def _write_start(adapted: Adapted, folder: Path) -> str:
 
 
 def _manifest(
-    recipe: Recipe, base: Base, adapted: Adapted, tokenizer: Tokenizer, start: str,
+    recipe: Recipe, base: Base, adapted: Adapted, tokenizer: Tokenizer | None, start: str,
     graphs: dict[str, dict[str, str]], parity: dict[str, Parity], folder: Path,
 ) -> Manifest:  # fmt: skip
     config = base.model.config
-    labels = config.id2label if recipe.task == "sequence-classification" else {}
+    labels = config.id2label if recipe.task in CLASSIFICATION else {}
     return Manifest(
         covey=__version__, model=base.model_id, revision=base.revision, licence=base.licence,
         architecture=type(base.model).__name__, parameters=base.parameters, task=recipe.task,
-        labels=tuple(str(labels[i]) for i in sorted(labels)), batch_size=recipe.batch_size, seq_len=recipe.seq_len,
-        rank=recipe.rank, alpha=recipe.scaled_alpha, target_modules=_target_names(adapted), precision="float32",
-        seed=recipe.seed, layout=adapted.layout, start=start, tokenizer=tokenizer, graphs=graphs, parity=parity,
+        labels=tuple(str(labels[i]) for i in sorted(labels)), batch_size=recipe.batch_size,
+        seq_len=0 if base.image else recipe.seq_len, rank=max(recipe.all_ranks, default=0), ranks=recipe.all_ranks,
+        alpha=recipe.scaled_alpha if recipe.has_lora else 0.0, target_modules=_target_names(adapted),
+        precision="float32", seed=recipe.seed, layout=adapted.layout, start=start, frozen=adapted.frozen,
+        tokenizer=tokenizer, image=base.image, graphs=graphs, parity=parity,
         minimum_client=MINIMUM_CLIENT, files=_files(folder),
     )  # fmt: skip
 
 
 def _target_names(adapted: Adapted) -> tuple[str, ...]:
-    names = adapted.config.target_modules
+    names = adapted.config.target_modules if adapted.config and adapted.lora else ()
     return (names,) if isinstance(names, str) else tuple(sorted(names))
 
 

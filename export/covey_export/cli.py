@@ -10,22 +10,42 @@ EPILOG = """\
 examples:
   covey export HuggingFaceTB/SmolLM2-135M --out bundle
   covey export ./my-bert --task sequence-classification --num-labels 4 --out bundle --targets onnx
-  covey export ./my-llama --out bundle --target-modules q_proj,v_proj --rank 16 --seq-len 256
+  covey export ./my-llama --out bundle --target-modules q_proj,v_proj --ranks 4,8,16 --seq-len 256
+  covey export covey:resnet8 --task image-classification --labels cat,dog,owl --out bundle --batch 32
 """
 
 
 def _configure_export(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a Hugging Face folder or hub id")
+    add("model", metavar="MODEL", help="a Hugging Face folder or hub id, or covey:resnet8, covey:resnet18")
     add("--out", type=Path, required=True, metavar="BUNDLE", help="the folder to write")
     add("--task", default="causal-lm", metavar="TASK", help=f"{' or '.join(TASKS)} (default causal-lm)")
-    add("--rank", type=int, default=8, help="rank of the LoRA matrices (default 8)")
+    rank = parser.add_mutually_exclusive_group().add_argument
+    rank("--rank", type=int, default=8, help="rank of the LoRA matrices (default 8)")
+    rank(
+        "--ranks", type=_numbers, default=(), metavar="N,N,...",
+        help="several ranks in one bundle, each the first factors of the next",
+    )  # fmt: skip
     add("--alpha", type=float, default=0.0, help="LoRA's alpha; updates are scaled by alpha/rank (default 2 * rank)")
     add(
         "--target-modules", type=_names, default=("all-linear",), metavar="NAMES",
-        help="modules that get LoRA, with commas between, or one regular expression (default all-linear)",
+        help="modules that get LoRA, with commas between, or one regular expression; all-linear, all-conv or none "
+        "(default all-linear)",
     )  # fmt: skip
+    add(
+        "--rank-of", type=_ranks_of, default=(), metavar="NAME=N,...",
+        help="other ranks for some modules; alpha/rank stays the same everywhere",
+    )  # fmt: skip
+    add(
+        "--train-full", type=_names, default=(), metavar="NAMES",
+        help="modules that train whole: names, a regular expression, or norms for all normalisation layers",
+    )  # fmt: skip
+    add(
+        "--block", type=_numbers, default=(), metavar="N",
+        help="train this transformer block whole, and no LoRA; several with commas between, -1 is the last",
+    )  # fmt: skip
+    add("--frozen-rank", type=int, default=0, metavar="N", help="take a second, frozen adapter of this rank as input")
     add(
         "--targets", type=_names, default=TARGETS, metavar="NAMES",
         help=f"runtimes to write for, with commas between (default {','.join(TARGETS)})",
@@ -33,6 +53,10 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=4, help="rows of a training step; fixed in the graph (default 4)")
     add("--seq-len", type=int, default=64, help="tokens of a row; fixed in the graph (default 64)")
     add("--num-labels", type=int, default=0, help="classes of a new head (default: what the checkpoint has)")
+    add("--labels", type=_names, default=(), metavar="NAMES", help="names of a new head's classes, with commas between")
+    add("--image", type=_image, default=None, metavar="CxHxW", help="shape of images (default: what the model states)")
+    add("--image-mean", type=_fractions, default=(), metavar="X,X,X", help="taken from pixels / 255, for each channel")
+    add("--image-std", type=_fractions, default=(), metavar="X,X,X", help="by which they are divided then")
     add("--model-id", default="", metavar="NAME", help="name in bundle and adapters (default: hub id or folder's name)")
     add("--seed", type=int, default=0, help="seed of a new head's weights (default 0)")
     add("--force", action="store_true", help="replace an existing bundle")
@@ -42,13 +66,33 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in _names(text))
+
+
+def _fractions(text: str) -> tuple[float, ...]:
+    return tuple(float(n) for n in _names(text))
+
+
+def _ranks_of(text: str) -> tuple[tuple[str, int], ...]:
+    pairs = (part.rpartition("=") for part in _names(text))
+    return tuple((name, int(rank)) for name, _, rank in pairs)
+
+
+def _image(text: str) -> tuple[int, int, int]:
+    channels, height, width = map(int, text.split("x"))
+    return channels, height, width
+
+
 def _run_export(args: argparse.Namespace) -> int:
     from covey_export.recipe import Recipe
 
     recipe = Recipe(
-        model=args.model, model_id=args.model_id, task=args.task, rank=args.rank, alpha=args.alpha,
-        target_modules=args.target_modules, targets=args.targets, batch_size=args.batch, seq_len=args.seq_len,
-        num_labels=args.num_labels, seed=args.seed,
+        model=args.model, model_id=args.model_id, task=args.task, rank=args.rank, ranks=args.ranks, alpha=args.alpha,
+        target_modules=args.target_modules, rank_of=args.rank_of, train_full=args.train_full, blocks=args.block,
+        frozen_rank=args.frozen_rank, targets=args.targets, batch_size=args.batch, seq_len=args.seq_len,
+        num_labels=args.num_labels, labels=args.labels, image=args.image, image_mean=args.image_mean,
+        image_std=args.image_std, seed=args.seed,
     )  # fmt: skip
     from covey_export.terminal import export_with_progress
     from covey_shared.show import show_bundle

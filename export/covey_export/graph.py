@@ -1,11 +1,12 @@
 """The training graph: forward and backward in one, the adapter an input and its gradient an output.
 
-    train   (adapter f32[n], input_ids i64[B,T], labels) -> (loss f32[], grad f32[n])
-    eval    (adapter, input_ids, labels)                 -> (loss_sum f32[], n_tokens i64[], n_correct i64[])
-    forward (adapter, input_ids)                         -> (logits f32[B,T,V] or f32[B,labels],)
+    train   (adapter f32[n], frozen f32[m]?, input_ids i64[B,T], labels) -> (loss f32[], grad f32[n])
+    eval    (adapter, frozen?, input_ids, labels)  -> (loss_sum f32[], n_tokens i64[], n_correct i64[])
+    forward (adapter, frozen?, input_ids)          -> (logits f32[B,T,V] or f32[B,labels],)
 
-No weight is mutable, so an inference runtime can run it. The model is called functionally: the adapter is split once
-(many overlapping slices make the backward pass crawl) and the pieces stand in for the LoRA parameters.
+Image models take pixel_values f32[B,C,H,W] in place of input_ids. No weight is mutable, so an inference runtime can run
+it. The model is called functionally: the adapter is split once (many overlapping slices make the backward pass crawl)
+and the pieces stand in for the parameters that train.
 """
 
 import contextlib
@@ -22,35 +23,34 @@ from torch.export.graph_signature import InputKind
 
 from covey_export.adapter import Adapted
 from covey_export.blame import blamed
-from covey_export.roles import ROLES
+from covey_export.roles import ROLES, inputs_of
 from covey_export.tasks import Task, arguments, mean_loss, statistics
+from covey_shared.layout import Layout
 from covey_shared.layout import Tensor as LayoutTensor
 
 
 class Graph(NamedTuple):
-    """A graph of functional ATen operators. Its placeholders are the constants, by name, then the inputs, in order."""
+    """A graph of functional ATen operators. Its placeholders are the constants, by name, then the inputs, in order.
+
+    `inputs` and `outputs` are the names of the inputs, of which `examples` are values, and of the outputs.
+    """
 
     role: str
     module: fx.GraphModule
     constants: dict[str, Tensor]
     examples: tuple[Tensor, ...]
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the inputs."""
-        return ROLES[self.role][0]
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the outputs."""
-        return ROLES[self.role][1]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 def trace(role: str, adapted: Adapted, task: Task, batch: dict[str, Tensor], pad_id: int) -> Graph:
     """Trace one role with the shapes of a batch."""
-    inputs = {"adapter": torch.from_numpy(adapted.start.copy()), **batch}
-    examples = tuple(inputs[name] for name in ROLES[role][0])
-    module = _Functional(adapted, _heads(task)[role], task, pad_id)
+    given = {"adapter": torch.from_numpy(adapted.start.copy()), **batch}
+    if adapted.frozen:
+        given["frozen"] = torch.zeros(adapted.frozen.size)
+    names = inputs_of(role, given)
+    examples = tuple(given[name] for name in names)
+    module = _Functional(adapted, _heads(task)[role], task, pad_id, names)
     for parameter in adapted.model.parameters():
         parameter.requires_grad_(False)
     with (
@@ -62,7 +62,8 @@ def trace(role: str, adapted: Adapted, task: Task, batch: dict[str, Tensor], pad
             program = _export_forward_backward(export(module, examples))
         else:
             program = export(module, examples).run_decompositions(core_aten_decompositions())
-    return _lift(role, program, tuple(x.detach() for x in examples))
+    graph_module, constants = _lift(program)
+    return Graph(role, graph_module, constants, tuple(x.detach() for x in examples), names, ROLES[role])
 
 
 def closed(graph: Graph) -> nn.Module:
@@ -99,26 +100,31 @@ def _heads(task: Task) -> dict[str, Head]:
 class _Functional(nn.Module):
     """The model as a function of the adapter vector."""
 
-    def __init__(self, adapted: Adapted, head: Head, task: Task, pad_id: int):
+    def __init__(self, adapted: Adapted, head: Head, task: Task, pad_id: int, inputs: tuple[str, ...]):
         super().__init__()
-        self.model = adapted.model.base_model.model
-        self._names = tuple(name.removeprefix("base_model.model.") for name in adapted.parameters)
-        self._tensors = adapted.layout.tensors
+        self.model = adapted.inner
+        self._adapted, self._inputs = adapted, inputs
         self._head, self._task, self._pad_id = head, task, pad_id
 
-    def forward(self, adapter: Tensor, input_ids: Tensor, *labels: Tensor) -> tuple[Tensor, ...]:
-        pieces = adapter.split([t.size for t in self._tensors])
-        named = {n: _piece(p, t) for n, p, t in zip(self._names, pieces, self._tensors, strict=True)}
-        kwargs: dict[str, Any] = {**arguments(self._task, input_ids, self._pad_id), "use_cache": False}
-        if self._task.masked:
-            del kwargs["use_cache"]
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip(self._inputs, inputs, strict=True))
+        named = _pieces(given["adapter"], self._adapted.layout, self._adapted.parameters)
+        if self._adapted.frozen:
+            named |= _pieces(given["frozen"], self._adapted.frozen, self._adapted.frozen_parameters)
+        kwargs = arguments(self._task, given[self._task.input], self._pad_id)
         logits = torch.func.functional_call(self.model, named, kwargs=kwargs).logits
-        return self._head(logits, *labels)
+        return self._head(logits, given["labels"]) if "labels" in given else self._head(logits)
+
+
+def _pieces(vector: Tensor, layout: Layout, parameters: tuple[str, ...]) -> dict[str, Tensor]:
+    """The parameters that a vector stands for, by their names in the model."""
+    pieces = vector.split([t.size for t in layout.tensors])
+    return {name: _piece(p, t) for name, p, t in zip(parameters, pieces, layout.tensors, strict=True)}
 
 
 def _piece(piece: Tensor, tensor: LayoutTensor) -> Tensor:
     shaped = piece.view(tensor.shape)
-    return shaped * tensor.scale if tensor.kind == "lora_B" else shaped
+    return shaped * tensor.scale if tensor.kind == "lora_B" and tensor.scale != 1 else shaped
 
 
 class _Closed(nn.Module):
@@ -133,7 +139,7 @@ class _Closed(nn.Module):
         return self.graph_module(*(getattr(self, name) for name in self._constants), *inputs)
 
 
-def _lift(role: str, program: ExportedProgram, examples: tuple[Tensor, ...]) -> Graph:
+def _lift(program: ExportedProgram) -> tuple[fx.GraphModule, dict[str, Tensor]]:
     """The program's graph with the tensors that it uses beside it; those that the adapter replaced are gone."""
     constants: dict[str, Tensor] = {}
     graph = program.graph_module.graph
@@ -147,4 +153,4 @@ def _lift(role: str, program: ExportedProgram, examples: tuple[Tensor, ...]) -> 
         tensors = program.constants if spec.target in program.constants else program.state_dict
         constants[node.name] = tensors[spec.target].detach()
     program.graph_module.recompile()
-    return Graph(role, program.graph_module, constants, examples)
+    return program.graph_module, constants

@@ -6,6 +6,7 @@ the gradient is zero.
 """
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,11 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from covey_export.adapter import Adapted, adapter_gradient, load_adapter
+from covey_export.adapter import Adapted, adapter_gradient, load_adapter, load_frozen
+from covey_export.blame import blamed
 from covey_export.runtimes import Array
 from covey_export.tasks import IGNORED, Task, arguments
 from covey_shared.errors import UsageError
-from covey_shared.layout import Vector
+from covey_shared.layout import Layout, Vector
 from covey_shared.manifest import Parity
 
 TOLERANCE = 1e-5  # relative, in float32: what summing in another order costs is a tenth of it
@@ -38,22 +40,35 @@ class Reference(NamedTuple):
 
 
 def reference(adapted: Adapted, task: Task, batch: Mapping[str, torch.Tensor], pad_id: int, seed: int) -> Reference:
-    """Run the PEFT model forward and backward, eagerly; leaves it with the proof's adapter in it."""
-    noise = np.random.default_rng(seed).standard_normal(adapted.layout.size, np.float32)
-    adapter = adapted.start + np.float32(SPREAD) * noise
-    load_adapter(adapted, adapter)
-    kwargs = arguments(task, batch["input_ids"], pad_id)
-    out = adapted.model(**kwargs, labels=batch["labels"])
-    out.loss.backward()
+    """Run the PEFT model forward and backward, eagerly; leaves it with the proof's adapters in it."""
+    rng = np.random.default_rng(seed)
+    vectors = {"adapter": adapted.start + np.float32(SPREAD) * rng.standard_normal(adapted.layout.size, np.float32)}
+    load_adapter(adapted, vectors["adapter"])
+    if adapted.frozen:
+        vectors["frozen"] = random_second(adapted.frozen, rng)
+        load_frozen(adapted, vectors["frozen"])
+    kwargs = arguments(task, batch[task.input], pad_id)
+    with blamed(f"{type(adapted.inner).__name__} cannot be run on batches of this shape: it stops"):
+        out = adapted.model(**kwargs, labels=batch["labels"])
+        out.loss.backward()
     gradient = adapter_gradient(adapted)
     adapted.model.zero_grad(set_to_none=True)
     labels = task.aligned(batch["labels"])
     hits = (out.logits.argmax(-1) == labels).sum()
     return Reference(
-        inputs={"adapter": adapter, **{k: v.numpy() for k, v in batch.items()}},
+        inputs={**vectors, **{k: v.numpy() for k, v in batch.items()}},
         loss=float(out.loss.detach()), gradient=gradient, tokens=int((labels != IGNORED).sum()), correct=int(hits),
         logits=out.logits.detach().numpy(),
     )  # fmt: skip
+
+
+def random_second(layout: Layout, rng: np.random.Generator) -> Vector:
+    """A second adapter that shows in the loss: lora_A as it starts, lora_B small."""
+    parts = []
+    for tensor, where in layout.slices():
+        spread = 1 / math.sqrt(math.prod(tensor.shape[1:])) if tensor.kind == "lora_A" else SPREAD
+        parts.append(np.float32(spread) * rng.standard_normal(where.stop - where.start, np.float32))
+    return np.concatenate(parts)
 
 
 def prove(target: str, folder: Path, paths: Mapping[str, str], expected: Reference) -> Parity:

@@ -5,7 +5,7 @@ They work on core ATen graphs in which each node's `meta["val"]` holds its shape
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,21 +18,6 @@ aten = torch.ops.aten
 Node = Any  # an fx.Node, whose arguments are typed as one of seventeen things
 FOLD_LIMIT = 4 << 20  # bytes: a constant larger than this is computed in the graph
 LAYOUT_OPS = (aten.permute.default, aten.reshape.default, aten.expand.default, aten.unsqueeze.default)
-
-
-def clean(graph: Graph) -> Graph:
-    """All passes in order."""
-    passes: tuple[Callable[[Graph], None], ...] = (
-        normalise, drop_noops, fold_constants, share_constants, drop_noops, powers, late_expand, halves, permutes,
-        share_nodes,
-    )  # fmt: skip
-    for rewrite in passes:
-        rewrite(graph)
-        graph.module.graph.eliminate_dead_code()
-    _drop_unused(graph)
-    graph.module.graph.lint()
-    graph.module.recompile()
-    return graph
 
 
 def share_constants(graph: Graph) -> None:
@@ -276,6 +261,27 @@ def calls_to(x: Any, target: Any) -> bool:
     return isinstance(x, fx.Node) and x.target is target
 
 
+def duplicate(graph: Graph) -> Graph:
+    """The same graph, to be rewritten for one runtime alone; the tensors are shared."""
+    module = fx.GraphModule(graph.module, fx.Graph())
+    copies: dict[Node, Node] = {}
+    module.graph.output(module.graph.graph_copy(graph.module.graph, copies))
+    for old, new in copies.items():
+        if old.op == "placeholder":  # the constants are found by these names
+            new.name = new.target = old.name
+    return graph._replace(module=module, constants=dict(graph.constants))
+
+
+def is_rows(x: Any) -> bool:
+    """Whether x is a block of the first dimension of a constant."""
+    return (
+        calls_to(x, aten.slice.Tensor)
+        and x.args[0].op == "placeholder"
+        and len(x.args) == 4
+        and x.args[1] == 0 <= x.args[2]
+    )
+
+
 def _constants(graph: Graph) -> list[Node]:
     return [n for n in graph.module.graph.nodes if n.op == "placeholder" and n.name in graph.constants]
 
@@ -284,7 +290,8 @@ def _bytes(value: Tensor) -> int:
     return value.numel() * value.element_size()
 
 
-def _drop_unused(graph: Graph) -> None:
+def drop_unused(graph: Graph) -> None:
+    """Forget the constants that nothing uses."""
     for node in _constants(graph):
         if not node.users:
             graph.module.graph.erase_node(node)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from covey_export.roles import ROLES
+from covey_export.roles import ROLES, inputs_of
 from covey_export.runtimes import load_library, open_role
 from covey_export.threads import wait_passively
 
@@ -31,10 +31,10 @@ def main(target: str, folder: Path, paths: Mapping[str, str]) -> None:
     cost: dict[str, float] = {}
     wait_passively()
     load_library(target)
-    for role, (wanted, names) in ROLES.items():
+    for role, names in ROLES.items():
         before = resident_bytes("VmRSS")
         run = open_role(target, folder, paths, role)
-        given_here = {name: inputs[name] for name in wanted}
+        given_here = {name: inputs[name] for name in inputs_of(role, inputs)}
         outputs.update(zip(names, run(given_here), strict=True))
         if role == "train":
             cost["step_seconds"] = median(_seconds(run, given_here) for _ in range(STEPS))

@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from covey_export.roles import ROLES
+from covey_export.roles import inputs_of
 from covey_shared.program import Program, compile_program
 
 Array = NDArray[Any]
@@ -52,10 +52,10 @@ def _open_executorch(folder: Path, paths: Mapping[str, str], role: str, threads:
     from executorch.runtime import Runtime
 
     method = Runtime.get().load_program(folder / paths["model"]).load_method(role)
-    names = ROLES[role][0]
 
     def run(inputs: Mapping[str, Array]) -> list[Array]:
-        return [x.numpy().copy() for x in method.execute([torch.from_numpy(inputs[name]) for name in names])]
+        given = [torch.from_numpy(inputs[name]) for name in inputs_of(role, inputs)]
+        return [x.numpy().copy() for x in method.execute(given)]
 
     return run
 

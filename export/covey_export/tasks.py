@@ -16,13 +16,17 @@ IGNORED = -100
 
 
 class Task(NamedTuple):
-    """`loss_sum(logits, labels)`, `aligned(labels)` to the logits, and what `transformers` and PEFT call the task."""
+    """What `transformers` and PEFT call the task, `aligned(labels)` to the logits, and the name of the graph's input.
+
+    `masked`: the rows are padded, and the mask is made from the tokens. `generates`: it may keep a cache, or not.
+    """
 
     auto_class: str
-    peft_type: str
+    peft_type: str | None
     aligned: Callable[[Tensor], Tensor]
-    masked: bool
-    labels_shape: Callable[[int, int], tuple[int, ...]]
+    masked: bool = False
+    generates: bool = False
+    input: str = "input_ids"
 
 
 def _next_token(labels: Tensor) -> Tensor:
@@ -31,10 +35,11 @@ def _next_token(labels: Tensor) -> Tensor:
 
 
 TASKS: dict[str, Task] = {
-    "causal-lm": Task("AutoModelForCausalLM", "CAUSAL_LM", _next_token, False, lambda b, t: (b, t)),
+    "causal-lm": Task("AutoModelForCausalLM", "CAUSAL_LM", _next_token, generates=True),
     "sequence-classification": Task(
-        "AutoModelForSequenceClassification", "SEQ_CLS", lambda labels: labels, True, lambda b, t: (b,)
+        "AutoModelForSequenceClassification", "SEQ_CLS", lambda labels: labels, masked=True
     ),
+    "image-classification": Task("AutoModelForImageClassification", None, lambda labels: labels, input="pixel_values"),
 }
 
 
@@ -60,23 +65,30 @@ def statistics(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return loss_sum(logits, targets), counted(targets), hits
 
 
-def example_batch(
-    task: Task, *, batch_size: int, seq_len: int, vocabulary: int, labels: int, pad_id: int, seed: int
+def example_tokens(
+    task: Task, shape: tuple[int, int], vocabulary: int, labels: int, pad_id: int, seed: int
 ) -> dict[str, Tensor]:
     """Random tokens, int64 [B, T], and labels; some labels are not counted, and an encoder's rows are padded."""
     rng = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, vocabulary, (batch_size, seq_len), generator=rng)
-    shape = task.labels_shape(batch_size, seq_len)
-    if not task.masked:
+    ids = torch.randint(0, vocabulary, shape, generator=rng)
+    if task.generates:
         targets = ids.clone()
-        targets[0, : seq_len // 4] = IGNORED
-        return {"input_ids": ids, "labels": targets}
+        targets[0, : shape[1] // 4] = IGNORED
+        return {task.input: ids, "labels": targets}
     ids = torch.where(ids == pad_id, (pad_id + 1) % vocabulary, ids)
-    ids[-1, max(2, seq_len // 2) :] = pad_id
-    return {"input_ids": ids, "labels": torch.randint(0, labels, shape, generator=rng)}
+    ids[-1, max(2, shape[1] // 2) :] = pad_id
+    return {task.input: ids, "labels": torch.randint(0, labels, shape[:1], generator=rng)}
 
 
-def arguments(task: Task, input_ids: Tensor, pad_id: int) -> dict[str, Any]:
+def example_images(task: Task, shape: tuple[int, ...], labels: int, seed: int) -> dict[str, Tensor]:
+    """Random images, float32 [B, C, H, W], and labels."""
+    rng = torch.Generator().manual_seed(seed)
+    pixels = torch.randn(shape, generator=rng)
+    return {task.input: pixels, "labels": torch.randint(0, labels, shape[:1], generator=rng)}
+
+
+def arguments(task: Task, inputs: Tensor, pad_id: int) -> dict[str, Any]:
     """What the model is called with. The mask is made from the tokens, so that a device sends nothing else."""
-    mask = {"attention_mask": (input_ids != pad_id).to(torch.int64)} if task.masked else {}
-    return {"input_ids": input_ids, **mask}
+    if task.masked:
+        return {task.input: inputs, "attention_mask": (inputs != pad_id).to(torch.int64)}
+    return {task.input: inputs, "use_cache": False} if task.generates else {task.input: inputs}

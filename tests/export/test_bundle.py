@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from covey_export.roles import ROLES
+from covey_export.roles import inputs_of
 from covey_export.runtimes import open_role
 from covey_shared.bundle import Bundle
 from covey_shared.errors import BundleError
@@ -28,7 +28,7 @@ def adapter_of(bundle: Bundle) -> Any:
 
 
 def run(bundle: Bundle, target: str, role: str, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-    wanted = {name: inputs[name] for name in ROLES[role][0]}
+    wanted = {name: inputs[name] for name in inputs_of(role, inputs)}
     return open_role(target, bundle.folder, bundle.manifest.graphs[target], role)(wanted)
 
 

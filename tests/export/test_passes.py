@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from covey_export import passes
+from covey_export.clean import clean
 from covey_export.graph import Graph, _lift
 from covey_export.targets.executorch_passes import suit_executorch
 
@@ -30,7 +31,8 @@ class Wrapped(nn.Module):
 
 def traced(function: Callable[..., Any], *inputs: Tensor, weight: Tensor | None = None) -> Graph:
     program = torch.export.export(Wrapped(function, weight), inputs).run_decompositions()
-    return _lift("any", program, inputs)
+    module, constants = _lift(program)
+    return Graph("any", module, constants, inputs, tuple(f"x{i}" for i in range(len(inputs))), ("y",))
 
 
 def kinds(graph: Graph) -> Counter[str]:
@@ -40,7 +42,7 @@ def kinds(graph: Graph) -> Counter[str]:
 def rewritten(graph: Graph) -> Graph:
     """The cleaned graph, which still computes the same."""
     before = graph.module(*graph.constants.values(), *graph.examples)
-    passes.clean(graph)
+    clean(graph)
     after = graph.module(*graph.constants.values(), *graph.examples)
     for a, b in zip(after, before, strict=True):
         torch.testing.assert_close(a, b)
@@ -135,7 +137,7 @@ def test_executorch_gets_linear_and_small_transposes() -> None:
         return x @ weight.T, torch.addmm(torch.ones(5), x, weight.T), x.T @ h
 
     x, h = torch.randn(16, 4), torch.randn(16, 2)
-    graph = passes.clean(traced(layer, x, h, weight=torch.randn(5, 4)))
+    graph = clean(traced(layer, x, h, weight=torch.randn(5, 4)))
     ours = suit_executorch(graph)
     found = kinds(ours)
     assert found["linear"] == 2

@@ -14,7 +14,7 @@ from covey_export.place import check_place, put, staged
 from covey_export.recipe import Recipe
 from covey_shared.bundle import Bundle
 from covey_shared.errors import UsageError
-from tests.helpers_export import CLASSIFIER, export_model, save_model
+from tests.helpers_export import CLASSIFIER, IMAGES, export_model, save_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -31,7 +31,18 @@ pytestmark = pytest.mark.filterwarnings("ignore")
         ({"alpha": -1.0}, "--alpha is -1.0"),
         ({"seq_len": 1}, "--batch is 4 and --seq-len is 1"),
         ({"batch_size": 0}, "--batch is 0"),
-        ({"num_labels": 3}, "--num-labels is for --task sequence-classification"),
+        ({"num_labels": 3}, "--num-labels and --labels are for --task sequence-classification or image-classification"),
+        ({"labels": ("a", "b")}, "the task is causal-lm"),
+        ({"task": CLASSIFIER, "labels": ("a", "a")}, "--labels needs two or more names, each once"),
+        ({"task": CLASSIFIER, "labels": ("a", "b"), "num_labels": 3}, "--num-labels is 3, but --labels has 2 names"),
+        ({"ranks": (4, 0)}, "--ranks is 0; it must be at least 1"),
+        ({"rank_of": (("q_proj", 0),)}, "--rank-of q_proj is 0; it must be at least 1"),
+        ({"frozen_rank": -1}, "--frozen-rank is -1"),
+        ({"blocks": (0,), "target_modules": ("q_proj",)}, "--block trains whole blocks and no LoRA"),
+        ({"blocks": (0,), "frozen_rank": 4}, "are about LoRA, of which this export has none"),
+        ({"target_modules": ("none",), "ranks": (4, 8)}, "are about LoRA, of which this export has none"),
+        ({"image": (3, 32, 32)}, "--image options are for --task image-classification"),
+        ({"task": IMAGES, "image": (2, 32, 32)}, "--image is 2x32x32; it must be 1 or 3 x height x width"),
         ({"task": CLASSIFIER, "num_labels": 1}, "needs at least 2"),
         ({"target_modules": ()}, "--target-modules needs names"),
     ],

@@ -24,23 +24,24 @@ class Sum(NamedTuple):
 class Strategy(NamedTuple):
     """A strategy: a fold, and what travels down.
 
-    `init(n)` starts the fold; `add(sum, entries, weight)` adds one device's change (trained minus started) and may
-    reuse the sum's memory, so the one passed in is gone; `finish(sum)` is the mean change, float32 [n]. `weigh` is what
-    a device with so many examples weighs; the task's caps come after it. With `absolute` a version is published as
-    weights from zero, else as the difference from the version before.
+    `init(start)` starts the fold, from the vector float32 [n] that devices trained from. `add(sum, entries, weight)`
+    adds one device's change (trained minus started) and may reuse the sum's memory, so the one passed in is gone.
+    `finish(sum)` is the mean change, float32 [n]. `weigh` is what a device with so many examples weighs; the task's
+    caps come after it. With `absolute` a version is published as weights from zero, else as the difference from the
+    version before.
     """
 
     name: str
-    init: Callable[[int], Any]
+    init: Callable[[Vector], Any]
     add: Callable[[Any, Entries, float], Any]
     finish: Callable[[Any], Vector]
     absolute: bool = False
     weigh: Callable[[int], float] = lambda examples: 1.0
 
 
-def empty(n: int) -> Sum:
+def empty(start: Vector) -> Sum:
     """The sum of nothing."""
-    return Sum(np.zeros(n, np.float64), 0.0)
+    return Sum(np.zeros(len(start), np.float64), 0.0)
 
 
 def add_weighted(sum_: Sum, entries: Entries, weight: float) -> Sum:

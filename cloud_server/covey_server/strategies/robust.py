@@ -36,7 +36,7 @@ def krum(attackers: float) -> Strategy:
     def rule(updates: list[Entries], hostile: int) -> Vector:
         hostile = min(hostile, max(0, (len(updates) - 3) // 2))  # what Krum needs to outvote them
         chosen = robust.krum(updates, hostile, keep=len(updates) - hostile) if hostile else range(len(updates))
-        total = empty(updates[0].size)
+        total = empty(updates[0].dense())
         for i in sorted(chosen):
             total = add_weighted(total, updates[i], 1.0)
         return mean(total)
@@ -56,4 +56,4 @@ def _strategy(name: str, attackers: float, rule: Rule) -> Strategy:
     def finish(updates: list[Entries]) -> Vector:
         return rule(updates, hostile_of(len(updates), attackers))
 
-    return Strategy(name, lambda n: [], add, finish)
+    return Strategy(name, lambda start: [], add, finish)

@@ -32,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawTextHelpFormatter
     add("--model", default=str(MODEL), help="causal LM to fine-tune: a folder or a hub id (default: the one shipped)")
     add("--strategy", choices=("covey", "flasc", "flasc-paper", "dense"), default="covey", help=STRATEGY_HELP)
+    add("--mode", choices=("sync", "async"), default="sync", help="rounds that wait for all devices, or buffers")
     add("--compare-dense", action="store_true", help="also run dense float32 LoRA and compare")
     add("--clients", type=int, default=8, help=f"devices, 1 to {len(DEVICE_PACKAGES)} (default 8)")
     add("--rounds", type=int, default=16, help="rounds (default 16)")
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     options = Options(
-        model=args.model, out=args.out, strategy=args.strategy, compare_dense=args.compare_dense, clients=args.clients,
+        model=args.model, out=args.out, strategy=args.strategy, mode=args.mode, compare_dense=args.compare_dense, clients=args.clients,
         rounds=args.rounds, steps=args.steps, rank=args.rank, batch=args.batch, seq_len=args.seq_len,
         learning_rate=args.learning_rate, runtimes=runtimes, device_bytes=args.device_bytes, seed=args.seed,
         prompt=args.prompt,

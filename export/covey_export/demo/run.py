@@ -33,6 +33,7 @@ class Options:
     model: str
     out: Path
     strategy: str
+    mode: str
     compare_dense: bool
     clients: int
     rounds: int
@@ -91,12 +92,18 @@ rounds = {options.rounds}
 seed = {options.seed}
 publish_every = 0
 [round]
-target = {options.clients}
-minimum = {max(1, options.clients - 1)}
+{round_text(options)}
 deadline_s = 120.0
 retry_s = 0.2
 {STRATEGIES[strategy]}
 {client}"""
+
+
+def round_text(options: Options) -> str:
+    """How a version's updates are gathered: all devices once, or as many updates from whoever is ready."""
+    if options.mode == "async":
+        return f'mode = "async"\nbuffer = {options.clients}'
+    return f"target = {options.clients}\nminimum = {max(1, options.clients - 1)}"
 
 
 def run_demo(options: Options, console: Console) -> int:
@@ -155,17 +162,18 @@ def federate(options: Options, strategy: str, bundle: Bundle, console: Console) 
     server = spawn(
         "server", "", [
             "serve", str(task), "--port", "0", "--url-file", str(folder / "url"), "--data-dir", str(folder / "server"),
-            "--publish-dir", str(folder / "adapter"), "--exit-when-done",
+            "--publish-dir", str(folder / "adapter"), "--admin-url-file", str(folder / "admin-url"), "--exit-when-done",
         ], folder / "server.log",
     )  # fmt: skip
     processes: list[Process] = [server]
     try:
         url = wait_for_url(server, folder / "url")
-        clients = [start_client(options, i, url, folder) for i in range(options.clients)]
+        codes = enrollment_codes(folder / "server", options.clients)
+        clients = [start_client(options, i, url, code, folder) for i, code in enumerate(codes)]
         processes += clients
         rows = [Row(c.name, c.runtime) for c in clients]
         with Display(console, strategy, rows, options.rounds) as display:
-            follow(url, clients, rows, display)
+            follow((folder / "admin-url").read_text().strip(), clients, rows, display)
         server.child.wait(60)
     finally:
         stop(processes)
@@ -173,13 +181,19 @@ def federate(options: Options, strategy: str, bundle: Bundle, console: Console) 
     return collect(options, strategy, bundle, clients, folder / "adapter" / "latest", seconds)
 
 
-def start_client(options: Options, index: int, url: str, folder: Path) -> Process:
+def enrollment_codes(run: Path, count: int) -> list[str]:
+    """One-time codes, one for each device, made by the command that an operator types."""
+    command = [sys.executable, "-m", "covey_shared.cli", "enroll", "new", str(run), "--count", str(count), "--plain"]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+
+
+def start_client(options: Options, index: int, url: str, code: str, folder: Path) -> Process:
     """One device: its own data, state and log; runtimes take turns."""
     package = DEVICE_PACKAGES[index]
     runtime = options.runtimes[index % len(options.runtimes)]
     events = folder / f"{package}.events"
     args = [
-        "join", url, "--data", str(options.out / "devices" / package), "--name", package, "--runtime", runtime,
+        "join", url, "--code", code, "--data", str(options.out / "devices" / package), "--name", package, "--runtime", runtime,
         "--state", str(folder / "clients" / package), "--cache", str(options.out / "cache"), "--events", str(events),
         "--save-heldout", str(folder / f"{package}.npz"), "--holdout", "0.15", "--eval-every", "4",
         "--threads", "1", "--quiet",

@@ -3,28 +3,22 @@
 from typing import Any
 
 import torch
-from torch import fx
 
 from covey_export.graph import Graph
-from covey_export.passes import Node, before, calls, calls_to, replace
+from covey_export.passes import Node, before, calls, calls_to, duplicate, replace
+from covey_export.quantise import multiply_out, scale_activations
 
 aten = torch.ops.aten
 
 
 def suit_executorch(graph: Graph) -> Graph:
     """A copy of the graph with the rewrites of this file; the copy shares the constants."""
-    module = fx.GraphModule(graph.module, fx.Graph())
-    copies: dict[Node, Node] = {}
-    module.graph.output(module.graph.graph_copy(graph.module.graph, copies))
-    for old, new in copies.items():
-        if old.op == "placeholder":  # the constants are found by these names
-            new.name = new.target = old.name
-    ours = Graph(graph.role, module, dict(graph.constants), graph.examples)
-    for rewrite in (linear, add_later, transpose_the_small):
+    ours = duplicate(graph)
+    for rewrite in (scale_activations, multiply_out, linear, add_later, transpose_the_small):
         rewrite(ours)
-        module.graph.eliminate_dead_code()
-    module.graph.lint()
-    module.recompile()
+        ours.module.graph.eliminate_dead_code()
+    ours.module.graph.lint()
+    ours.module.recompile()
     return ours
 
 

@@ -15,19 +15,23 @@ from onnx import TensorProto
 
 from covey_export.blame import blamed
 from covey_export.graph import Graph, closed
+from covey_export.passes import is_rows
 from covey_export.targets.onnx_graph import OPSET, translate, unknown
 
 WEIGHTS = "weights.bin"
 ALIGNMENT = 4096  # a page, so that ONNX Runtime can map the weights instead of copying them
+Places = dict[bytes, tuple[int, int]]  # digest -> offset and length
 INLINE = 4096  # bytes: shapes and the like stay in the graph, where shape inference looks for them
 
 
 def write(graphs: Mapping[str, Graph], folder: Path) -> dict[str, str]:
     """Write `onnx/{role}.onnx` and `onnx/weights.bin`."""
     (folder / "onnx").mkdir(parents=True, exist_ok=True)
-    places: dict[bytes, tuple[int, int]] = {}
+    places: Places = {}
     paths = {}
     with (folder / "onnx" / WEIGHTS).open("wb") as weights:
+        for graph in graphs.values():
+            _place_constants(graph, weights, places)
         for role, graph in graphs.items():
             model = to_onnx(graph)
             _move_weights(model, weights, places)
@@ -74,17 +78,37 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
                 yield attribute.t
 
 
-def _move_weights(model: onnx.ModelProto, weights: IO[bytes], places: dict[bytes, tuple[int, int]]) -> None:
+def _place_constants(graph: Graph, weights: IO[bytes], places: Places) -> None:
+    """Write the constants, and note where blocks of their rows lie that the graph takes out."""
+    for node in graph.module.graph.nodes:
+        if node.op == "placeholder" and node.name in graph.constants:
+            value = graph.constants[node.name].contiguous()
+            data = value.numpy().tobytes()
+            if len(data) < INLINE:
+                continue
+            offset, _ = _place(data, weights, places)
+            row = len(data) // value.shape[0]
+            for user in (u for u in node.users if is_rows(u)):
+                start, end = user.args[2] * row, user.args[3] * row
+                places[hashlib.sha256(data[start:end]).digest()] = (offset + start, end - start)
+
+
+def _place(data: bytes, weights: IO[bytes], places: Places) -> tuple[int, int]:
+    """Where these bytes lie in the weights file, at the end of it if they are new."""
+    key = hashlib.sha256(data).digest()
+    if key not in places:
+        weights.write(b"\0" * (-weights.tell() % ALIGNMENT))
+        places[key] = (weights.tell(), len(data))
+        weights.write(data)
+    return places[key]
+
+
+def _move_weights(model: onnx.ModelProto, weights: IO[bytes], places: Places) -> None:
     """Move each large tensor to the weights file, where equal bytes are stored once."""
     for tensor in _tensors(model.graph):
         if len(tensor.raw_data) < INLINE:
             continue
-        key = hashlib.sha256(tensor.raw_data).digest()
-        if key not in places:
-            weights.write(b"\0" * (-weights.tell() % ALIGNMENT))
-            places[key] = (weights.tell(), len(tensor.raw_data))
-            weights.write(tensor.raw_data)
-        offset, length = places[key]
+        offset, length = _place(tensor.raw_data, weights, places)
         tensor.ClearField("raw_data")
         tensor.data_location = TensorProto.EXTERNAL
         for name, value in (("location", WEIGHTS), ("offset", str(offset)), ("length", str(length))):

@@ -14,6 +14,8 @@ from torch import fx
 
 from covey_export.graph import Graph
 from covey_export.passes import Node as FxNode
+from covey_export.passes import duplicate
+from covey_export.quantise import multiply_out, scale_activations
 from covey_shared.errors import UsageError
 from covey_shared.program import ITEM, Literal, Node, Program, Value
 
@@ -26,12 +28,21 @@ def write(graphs: Mapping[str, Graph], folder: Path) -> dict[str, str]:
     (folder / "torch").mkdir(parents=True, exist_ok=True)
     weights: dict[str, torch.Tensor] = {}
     paths = {"weights": WEIGHTS}
-    for role, graph in graphs.items():
+    for role, graph in ((role, suit_torch(graph)) for role, graph in graphs.items()):
         names = {name: _share(weights, name, value) for name, value in graph.constants.items()}
         paths[role] = f"torch/{role}.json"
         (folder / paths[role]).write_bytes(to_program(graph, names).to_bytes())
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
     return paths
+
+
+def suit_torch(graph: Graph) -> Graph:
+    """A copy of the graph in ATen's operators alone."""
+    ours = duplicate(graph)
+    for rewrite in (scale_activations, multiply_out):
+        rewrite(ours)
+        ours.module.graph.eliminate_dead_code()
+    return ours
 
 
 def to_program(graph: Graph, names: Mapping[str, str]) -> Program:
