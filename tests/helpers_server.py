@@ -369,7 +369,10 @@ def served(
 
 
 class ServerProcess:
-    """`covey serve --open` as a user starts it; with "--codes" among `args` it is not open. Killed with SIGKILL and started again as often as a test likes."""
+    """`covey serve --open` as a user starts it, or without it where "--codes" is among `args`.
+
+    Killed with SIGKILL and started again as often as a test likes.
+    """
 
     def __init__(self, task: Path, *args: str, code: str = ""):
         self.url_file, self.admin_file = task.parent / "url", task.parent / "admin-url"

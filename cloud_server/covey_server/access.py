@@ -4,8 +4,8 @@
     devices  one row a key: its name, and since when it is revoked
     tokens   hash of each administrator's token with its role
 
-Codes and tokens are random, shown once and kept as SHA-256, which is enough for secrets that nobody can guess: a copy of
-the database opens nothing. `covey enroll` and `covey admin` write here beside a running server, which reads for each
+Codes and tokens are random, shown once and kept as SHA-256, which is enough for what nobody can guess: a copy of the
+database opens nothing. `covey enroll` and `covey admin` write here beside a running server, which reads for each
 request, so that what they do holds at once.
 """
 
@@ -183,15 +183,15 @@ def still_welcome(db: sqlite3.Connection, name: str) -> None:
 
 
 def if_welcome(
-    db: sqlite3.Connection,
-    name: str,
-    work: Callable[Concatenate[sqlite3.Connection, P], T],
-    *args: P.args,
-    **kwargs: P.kwargs,
-) -> T:
+    name: str, work: Callable[Concatenate[sqlite3.Connection, P], T]
+) -> Callable[Concatenate[sqlite3.Connection, P], T]:
     """A piece of a transaction for a device, unless it has been revoked since its request came in."""
-    still_welcome(db, name)
-    return work(db, *args, **kwargs)
+
+    def checked(db: sqlite3.Connection, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        still_welcome(db, name)
+        return work(db, *args, **kwargs)
+
+    return checked
 
 
 def devices(db: sqlite3.Connection) -> list[Device]:

@@ -64,7 +64,9 @@ def new_codes(args: argparse.Namespace) -> int:
         print(*codes, sep="\n")
         return 0
     url = _change(args.run, store.get_meta).get("url", "URL")
-    print(f"{len(codes)} one-time codes, each for one device, good until {_when(now + ttl_s)}. They are shown this once.")
+    print(
+        f"{len(codes)} one-time codes, each for one device, good until {_when(now + ttl_s)}. They are shown this once."
+    )
     print(*(f"  {code}" for code in codes), sep="\n")
     print("On each device, with a code of its own:")
     print(f"  covey join {url} --data FOLDER --code {codes[0]}")

@@ -89,7 +89,7 @@ class Aggregator:
         if isinstance(answer, engine.Assign):
             where = (answer.round, answer.attempt, answer.client, answer.version)
             row = (*where, message.runtime, message.examples, time.time())
-            await self.run.db.do(access.if_welcome, message.client, store.assign, *row)
+            await self.run.db.do(access.if_welcome(message.client, store.assign), *row)
         if isinstance(answer, engine.Done):
             self.told_done.add(message.client)
         return self._assignment(answer)
@@ -113,8 +113,8 @@ class Aggregator:
         async with self._decoding:
             row, refused = await asyncio.to_thread(self._read, round_, client, body)
         if refused is None:
-            work = (store.accept, row, body, run.segments, self._buffers)
-            verdict = await run.db.do(access.if_welcome, client, *work)
+            work = access.if_welcome(client, store.accept)
+            verdict = await run.db.do(work, row, body, run.segments, self._buffers)
         else:  # it may have been counted when it came for the first time
             known = await run.db.do(store.known, row)
             verdict = known if known is not None else store.Verdict(refused.code)
@@ -163,7 +163,7 @@ class Aggregator:
                 "wrong_version", f"version {message.version} does not exist, the head is {self.state.version}"
             )
         row = (message.version, message.client, message.loss_sum, message.tokens, message.correct)
-        await self.run.db.do(access.if_welcome, message.client, store.evaluate, *row)
+        await self.run.db.do(access.if_welcome(message.client, store.evaluate), *row)
 
     async def adapter(self, version: int, held: int) -> bytes:
         """GET /v1/adapter/{version}?held=H: the bytes of the Adapter message."""

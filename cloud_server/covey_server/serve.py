@@ -189,9 +189,7 @@ def _stop_at_signals() -> asyncio.Event:
     return stop
 
 
-async def _until_stopped(
-    stop: asyncio.Event, aggregator: Aggregator, options: Options, tls: Tls | None
-) -> None:
+async def _until_stopped(stop: asyncio.Event, aggregator: Aggregator, options: Options, tls: Tls | None) -> None:
     """Returns when told to, or when the task is done and may end; raises what broke the run."""
     waiting: list[asyncio.Future[Any]] = [asyncio.create_task(stop.wait()), asyncio.create_task(aggregator.watch())]
     if tls is not None:

@@ -12,6 +12,7 @@ from covey_edge import calls
 from covey_edge.agent import Agent, Device, task_name
 from covey_edge.data import Batch, build_dataset
 from covey_edge.events import Events
+from covey_edge.identity import open_key
 from covey_edge.plan import Wishes
 from covey_edge.state import Client, new_client, open_folder
 from covey_edge.texts import Document
@@ -49,8 +50,9 @@ async def take_part(url: str, name: str, folder: Path, bundle: Bundle) -> tuple[
     log: list[dict[str, Any]] = []
     dataset = build_dataset((Document("d", TEXTS[name] * 20),), bytes_coder(BYTES), bundle.manifest, 0.2)
     with open_folder(folder / name) as state:
-        async with connect(url, name, Traffic()) as transport:
+        async with connect(url, open_key(state.path), Traffic()) as transport:
             transport.backoff = Backoff(0.01, 0.05)
+            assert await calls.enroll(transport, name, "") == name
             task = await calls.get_task(transport)
             device = Device(task, bundle, dataset, Slow(step_s=STEP_S[name]), "onnx", Wishes(0, False), 2, 1.0)
             record = new_client(name, task_name(task))

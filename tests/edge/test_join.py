@@ -224,7 +224,15 @@ def test_sigkill_anywhere_and_the_same_bits(lm: Bundle, text: Path, tmp_path: Pa
 
 def test_a_server_that_stops_in_the_middle_is_waited_for(lm: Bundle, text: Path, tmp_path: Path) -> None:
     """The server goes down after the first round and comes back on its port with its database."""
-    serve = [sys.executable, "-m", "covey_shared.cli", "serve", tmp_path / "server" / "task.toml", "--open", "--url-file"]
+    serve = [
+        sys.executable,
+        "-m",
+        "covey_shared.cli",
+        "serve",
+        tmp_path / "server" / "task.toml",
+        "--open",
+        "--url-file",
+    ]
     with serving(lm, tmp_path / "server", rounds=3):
         pass  # writes the task file
     shutil.rmtree(tmp_path / "server" / "run", ignore_errors=True)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from covey_server import bodies, task_file
+from covey_server.admin import ADMIN_ROUTES
 from covey_server.handlers import ROUTES
 from covey_server.refusals import CODES
 from covey_server.run import spec_of
@@ -35,6 +36,11 @@ def code(value: Any) -> str:
 @pytest.mark.parametrize("route", ROUTES, ids=lambda r: f"{r.method} {r.path}")
 def test_every_route_is_described(route: Any) -> None:
     assert re.search(rf"^#+ .*{route.method} {re.escape(route.path)}", PROTOCOL, re.MULTILINE)
+
+
+@pytest.mark.parametrize("route", ADMIN_ROUTES, ids=lambda r: f"{r.method} {r.path}")
+def test_every_route_of_the_operator_is_described_with_its_role(route: Any) -> None:
+    assert f"| `{route.method} {route.path}` | {route.policy.who} |" in SERVER
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: m.__name__)

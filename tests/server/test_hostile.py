@@ -25,7 +25,18 @@ from covey_shared.codec import codec_from_spec, presets
 from covey_shared.errors import RemoteError
 from covey_shared.layout import Layout, Tensor
 from covey_shared.messages import Assignment, Refusal, StageSpec, Task, Update
-from tests.helpers_server import LAYOUT, MSGPACK, Device, Served, ServerProcess, call, served, signed_head, status_of, write_task
+from tests.helpers_server import (
+    LAYOUT,
+    MSGPACK,
+    Device,
+    Served,
+    ServerProcess,
+    call,
+    served,
+    signed_head,
+    status_of,
+    write_task,
+)
 
 
 @pytest.fixture(scope="module")

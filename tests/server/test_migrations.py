@@ -24,7 +24,7 @@ def a_run_of(schema: Path, folder: Path) -> Path:
     """The task file of a run that an earlier server left; its bundle is the one that today's code makes."""
     task = write_task(folder, TASK)
     run = folder / "run"
-    shutil.copytree(schema / "blobs", run / "blobs")
+    shutil.copytree(schema, run, ignore=shutil.ignore_patterns("*.sql"))
     db = sqlite3.connect(run / "covey.sqlite")
     db.executescript((schema / "covey.sql").read_text())
     digest = hashlib.sha256((folder / "bundle" / "manifest.json").read_bytes()).hexdigest()

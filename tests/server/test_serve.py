@@ -137,7 +137,7 @@ BEFORE_A_RUN: list[tuple[str, Callable[[Path], None], tuple[str, ...], str]] = [
     ("a host that is not ours", lambda f: None, ("--host", "192.0.2.1", "--insecure-http"),
      "cannot listen on 192.0.2.1"),
     ("other machines without TLS", lambda f: None, ("--host", "0.0.0.0"), "or accept that with --insecure-http"),
-    ("an operator's side without TLS", lambda f: None, ("--admin-host", "0.0.0.0"), "--admin-host 0.0.0.0 is reachable"),
+    ("an operator's side without TLS", lambda f: None, ("--admin-host", "0.0.0.0"), "--admin-host 0.0.0.0 is"),
     ("an open door for other machines", lambda f: None, ("--host", "0.0.0.0", "--insecure-http", "--open"),
      "--open lets anybody in, so it is for this machine alone"),
     ("a certificate without its key", lambda f: None, ("--tls-cert", "x"), "--tls-cert and --tls-key go together"),

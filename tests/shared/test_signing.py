@@ -108,7 +108,7 @@ def test_a_signature_says_nothing_of_another_key() -> None:
 
 
 def test_one_line_cannot_become_two() -> None:
-    """A target with a line break would let a signature for one request hold for another: HTTP has none, nor has this."""
+    """A target with a line break would let a signature for one request hold for another: HTTP has none."""
     base = signature_base("GET", "/a?b", content_digest(bytes(32)), "x")
     assert base.count(b"\n") == 4
     assert base64.b64decode(content_digest(bytes(32))[9:-1]) == bytes(32)

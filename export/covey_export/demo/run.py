@@ -193,7 +193,8 @@ def start_client(options: Options, index: int, url: str, code: str, folder: Path
     runtime = options.runtimes[index % len(options.runtimes)]
     events = folder / f"{package}.events"
     args = [
-        "join", url, "--code", code, "--data", str(options.out / "devices" / package), "--name", package, "--runtime", runtime,
+        "join", url, "--code", code, "--data", str(options.out / "devices" / package), "--name", package,
+        "--runtime", runtime,
         "--state", str(folder / "clients" / package), "--cache", str(options.out / "cache"), "--events", str(events),
         "--save-heldout", str(folder / f"{package}.npz"), "--holdout", "0.15", "--eval-every", "4",
         "--threads", "1", "--quiet",
