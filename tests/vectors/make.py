@@ -11,6 +11,8 @@ Payloads stand as `[[hex, what it is], ...]`. Vectors stand as float32 bits in h
 import dataclasses
 import hashlib
 import json
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from covey_shared import prng
-from covey_shared.codec import codec_from_spec, levels, spk1
+from covey_shared.codec import affine, codec_from_spec, framing, levels, spk1
 from covey_shared.entries import Entries
 from covey_shared.errors import MessageError, PayloadError
 from covey_shared.layout import vector_digest
@@ -154,6 +156,8 @@ def codec_file() -> Json:
         [("topk", {"density": 0.5}), ("tensor_scale", {}), ("pack", {"values": "lev", "error": 0.05})],
         [("levels", {"error": 0.2})],
         [("segment", {"count": 2}), ("levels", {"error": 0.2})],
+        [("importance", {"density": 0.25}), ("pack", {"values": "f32"})],
+        [("adaptive", {"density": 0.25}), ("tensor_scale", {}), ("pack", {"values": "auto", "error": 0.65})],
     ]
     rows = []
     for chain in chains:
@@ -198,6 +202,60 @@ def bad_parts(rows: list[Json]) -> Iterator[Json]:
             yield {"name": name, "spec": row["spec"], "parts": parts, "error": str(error), "status": error.status}
         else:
             raise AssertionError(f"{name} is accepted")
+
+
+def aff1_file() -> Json:
+    """AFF1: payloads with their layout, and some to refuse."""
+    vector = np.array([((i * 37) % 23 - 11) / 8 for i in range(LAYOUT.size)], np.float32)
+    flat = np.where(np.arange(LAYOUT.size) < 12, np.float32(0.1), vector)  # two channels of one value each
+    named = [("rows", vector), ("constant channels", flat), ("zeros", np.zeros(LAYOUT.size, np.float32))]
+    rows = []
+    for bits in affine.BITS:
+        for name, values in named:
+            payload = affine.encode(values, LAYOUT, bits)
+            back = float_bits(affine.decode(payload, LAYOUT, bits))
+            rows.append({"name": f"{name}, {bits} bits", "bits": bits, "payload": payload.hex(), "values": back})
+    return {
+        "about": "AFF1 payloads and the vectors that they decode to; under `bad` payloads to refuse.",
+        "layout": LAYOUT.to_json(),
+        "cases": rows,
+        "bad": list(aff1_bad(affine.encode(vector, LAYOUT, 2))),
+    }
+
+
+def aff1_bad(good: bytes) -> Iterator[Json]:
+    """Payloads of 2 bits that must be refused; from the sixth on the checksums are right."""
+    body = good[32:]
+    changed = {
+        "cut": good[:-1],
+        "bytes left over": good + b"\0",
+        "damaged header": good[:8] + b"\1" + good[9:],
+        "damaged body": good[:40] + b"\1" + good[41:],
+        "another format": b"LVL1" + good[4:],
+        "other bits": _sealed(good[:20] + struct.pack("<I", 8), body),
+        "flags": _sealed(good[:6] + b"\1\0" + good[8:24], body),
+        "another layout": _sealed(good[:16] + b"\0\0\0\0" + good[20:24], body),
+        "another size": _sealed(good[:8] + struct.pack("<I", 7) + good[12:24], body),
+        "fewer entries": _sealed(good[:12] + struct.pack("<I", 7) + good[16:24], body),
+        "a body that is too short": _sealed(good[:24], body[:-4]),
+        "a negative scale": _sealed(good[:24], b"\0\0\x80\xbf" + body[4:]),
+        "a scale of minus zero": _sealed(good[:24], b"\0\0\0\x80" + body[4:]),
+        "an offset that is not a number": _sealed(good[:24], body[:16] + b"\0\0\xc0\x7f" + body[20:]),
+        "a value that is not finite": _sealed(good[:24], b"\xff\xff\x7f\x7f" + body[4:]),
+        "a plain value that is not finite": _sealed(good[:24], body[:-4] + b"\0\0\x80\x7f"),
+    }
+    for name, payload in changed.items():
+        try:
+            affine.decode(payload, LAYOUT, 2)
+        except PayloadError as error:
+            yield {"name": name, "bits": 2, "payload": payload.hex(), "error": str(error), "status": error.status}
+        else:
+            raise AssertionError(f"{name} is accepted")
+
+
+def _sealed(fields: bytes, body: bytes) -> bytes:
+    """An AFF1 payload of the 24 header bytes before the checksums, and a body."""
+    return framing.seal(fields + struct.pack("<I", zlib.crc32(body))) + body
 
 
 # ---- messages ----
@@ -301,6 +359,7 @@ def build() -> dict[str, Json]:
         "prng.json": prng_file(),
         "start.json": start_file(),
         "codec.json": codec_file(),
+        "aff1.json": aff1_file(),
         "spk1/good.json": good_file("Valid SPK1 payloads.", spk1.decode, spk1_good()),
         "spk1/bad.json": bad_file("SPK1 payloads to refuse, one for each check.", spk1.decode, spk1_bad()),
         "lvl1/good.json": good_file("Valid LVL1 payloads.", levels.decode, lvl1_good()),
