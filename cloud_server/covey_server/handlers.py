@@ -16,6 +16,7 @@ from covey_server.refusals import MEDIA_TYPE, Refused
 from covey_server.traffic import UNNAMED
 from covey_server.validation import max_upload_bytes
 from covey_shared.bundle import MANIFEST
+from covey_shared.bundle_signature import read_signatures
 from covey_shared.messages import CheckIn, Evaluation, Message, check_name
 
 AGGREGATOR = web.AppKey("aggregator", Aggregator)
@@ -85,6 +86,14 @@ async def get_bundle(request: web.Request) -> web.FileResponse:
     )
 
 
+async def get_signature(request: web.Request) -> web.Response:
+    """The bundle's signatures, as they lie beside the manifest; devices check them."""
+    signatures = read_signatures(request.app[AGGREGATOR].run.bundle.folder)
+    if not signatures:
+        raise Refused("not_found", "the bundle is not signed: sign it with covey bundle sign")
+    return web.Response(body=signatures, content_type="text/plain")
+
+
 async def get_blob(request: web.Request) -> web.FileResponse:
     """One file of the bundle, by its SHA-256; nothing else on this machine has an address."""
     bundle = request.app[AGGREGATOR].run.bundle
@@ -114,6 +123,7 @@ ROUTES = (
     Route("PUT", "/v1/updates/{round}/{client}", "update", put_update),
     Route("PUT", "/v1/evaluations/{version}/{client}", "evaluation", put_evaluation),
     Route("GET", "/v1/bundle", "bundle", get_bundle),
+    Route("GET", "/v1/bundle/signature", "bundle", get_signature),
     Route("GET", "/v1/blobs/{sha256}", "blob", get_blob),
     Route("GET", "/v1/status", "status", get_status),
 )

@@ -19,7 +19,10 @@ from covey_server.aggregator import Aggregator
 from covey_server.app import GATE, RUNNER, make_app
 from covey_server.blobs import write_durably
 from covey_server.run import Run, default_folder, open_run
+from covey_shared.bundle import MANIFEST
+from covey_shared.bundle_signature import check_all, read_signatures
 from covey_shared.errors import UsageError
+from covey_shared.keys import PublicKey
 from covey_shared.peft_folder import BUNDLED_CONFIG
 
 STOP_S = 10.0  # how long requests in flight may take to finish after a signal
@@ -49,6 +52,7 @@ def serve(options: Options) -> int:
     folder = options.data_dir or default_folder(options.task)
     run = open_run(task, folder, time.time())
     try:
+        _signers(run)  # devices would refuse one that does not hold
         return asyncio.run(_serve(run, folder, options))
     finally:
         run.close()
@@ -100,6 +104,9 @@ def _announce(run: Run, folder: Path, options: Options, port: int, aggregator: A
     task = run.task.task
     say(f"covey serve: task {task.name}, {task.rounds} rounds, at version {aggregator.state.version}")
     say(f"  bundle  {run.bundle.digest[:12]} ({run.bundle.manifest.model}, {run.layout.size:,} trained entries)")
+    for key in _signers(run):
+        say(f"  signed  by {key.text}")
+    say(f"  rounds  {_rounds(run.task.round)}")
     say(f"  run     {folder}")
     say(f"  status  {url}")
     say("On each device:")
@@ -108,6 +115,21 @@ def _announce(run: Run, folder: Path, options: Options, port: int, aggregator: A
         say("Anyone who reaches this port can take part: there is no enrolment and no TLS. Use a network you trust.")
     if options.url_file is not None:
         write_durably(options.url_file, f"{url}\n".encode())
+
+
+def _signers(run: Run) -> tuple[PublicKey, ...]:
+    """Who signed the bundle; raises BundleError for a signature that does not hold."""
+    return check_all((run.bundle.folder / MANIFEST).read_bytes(), read_signatures(run.bundle.folder))
+
+
+def _rounds(rounds: task_file.RoundSection) -> str:
+    """What a round waits for: with fewer devices than that nothing seems to happen."""
+    if rounds.mode == "async":
+        return f"a version is made of {rounds.buffer} updates ([round] buffer)"
+    return (
+        f"each waits for {rounds.target} updates, or for {rounds.needed} once {rounds.deadline_s:g} s have passed "
+        "([round] target, minimum, deadline_s)"
+    )
 
 
 def _reachable(host: str) -> str:
