@@ -21,6 +21,7 @@ COMMAND_PAGE = {
     "keys": "bundle.md",
     "adapter": "bundle.md",
     "serve": "server.md",
+    "server": "server.md",
     "join": "client.md",
     "demo": "demo.md",
 }

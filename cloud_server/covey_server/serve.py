@@ -2,11 +2,9 @@
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +12,11 @@ from typing import Any
 
 from aiohttp import web
 
-from covey_server import engine, task_file
+from covey_server import engine, logs, task_file
 from covey_server.aggregator import Aggregator
 from covey_server.app import GATE, RUNNER, make_app
 from covey_server.blobs import write_durably
+from covey_server.logs import say
 from covey_server.run import Run, default_folder, open_run
 from covey_shared.bundle import MANIFEST
 from covey_shared.bundle_signature import check_all, read_signatures
@@ -42,12 +41,12 @@ class Options:
     url_file: Path | None = None
     exit_when_done: bool = False
     grace: float = 30.0
+    log_json: bool = False
 
 
 def serve(options: Options) -> int:
     """Serve one task; returns the exit code. Raises UsageError and its kin before anything listens."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    logs.configure(options.log_json)
     task = task_file.read(options.task)
     folder = options.data_dir or default_folder(options.task)
     run = open_run(task, folder, time.time())
@@ -174,8 +173,3 @@ async def _until_done(aggregator: Aggregator, grace_s: float) -> None:
     while time.monotonic() < deadline and not await aggregator.all_finished(QUIET_S):
         await asyncio.sleep(POLL_S)
     say(f"task done at version {aggregator.state.version}")
-
-
-def say(line: str) -> None:
-    """One line for people, at once even into a pipe."""
-    print(line, flush=True)

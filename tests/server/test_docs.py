@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from covey_server import bodies, task_file
+from covey_server import bodies, operation, task_file
 from covey_server.handlers import ROUTES
+from covey_server.metrics import Metrics
 from covey_server.refusals import CODES
 from covey_server.run import spec_of
 from covey_shared import messages
@@ -35,6 +36,14 @@ def code(value: Any) -> str:
 @pytest.mark.parametrize("route", ROUTES, ids=lambda r: f"{r.method} {r.path}")
 def test_every_route_is_described(route: Any) -> None:
     assert re.search(rf"^#+ .*{route.method} {re.escape(route.path)}", PROTOCOL, re.MULTILINE)
+
+
+def test_what_operators_ask_is_described() -> None:
+    for route in operation.ROUTES:
+        assert f"`{route.method} {route.path}`" in SERVER
+    for family in Metrics().registry.collect():
+        if family.name.startswith("covey_"):
+            assert f"`{family.name}{'_total' if family.type == 'counter' else ''}`" in SERVER
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: m.__name__)
