@@ -15,6 +15,7 @@ from torch import Tensor
 from covey_export.adapter import Adapted, adapt, stored_start
 from covey_export.base import Base, load_base
 from covey_export.clean import clean
+from covey_export.convolutions import expand_convolutions
 from covey_export.graph import Graph, trace
 from covey_export.parity import prove, reference
 from covey_export.place import check_place, put, staged
@@ -76,7 +77,7 @@ def _fill(recipe: Recipe, folder: Path, step: Step) -> Manifest:
     graphs: dict[str, Graph] = {}
     for role in ROLES:
         step(f"trace {role}")
-        graphs[role] = clean(trace(role, adapted, task, batch, pad_id))
+        graphs[role] = clean(expand_convolutions(trace(role, adapted, task, batch, pad_id)))
     paths: dict[str, dict[str, str]] = {}
     parity: dict[str, Parity] = {}
     for target in recipe.targets:
