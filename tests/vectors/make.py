@@ -33,6 +33,7 @@ from covey_shared.messages import (
     Message,
     Receipt,
     Refusal,
+    Sharing,
     StageSpec,
     Step,
     Task,
@@ -270,9 +271,15 @@ MESSAGES: dict[str, Message] = {
     "task": Task(
         protocol=1, name="notes", model="hub/model-1b", bundle=DIGEST, layout=DIGEST[::-1], seed=2**63 - 1, rounds=20,
         round=3, version=2, state="running", upload_codec=SPEC, local=LOCAL, max_upload_bytes=1_000_000,
+        sharing=Sharing(
+            personal=("kind:head", "*.h.3.*"), fresh=("kind:lora_A",), phases=(("kind:lora_B",), ("*", "x")),
+            ranks=(2, 8), second=True, cohort=("*.h.2.*",), cohorts=3, fusion="factorwise", sync_every=5,
+        ),
     ),
     "checkin": CheckIn(client="phone-1", layout=DIGEST, held=-1, examples=128, runtime="executorch"),
-    "assignment": Assignment(action="train", round=3, attempt=0, version=2, deadline_s=600.0, retry_after_s=0.0),
+    "assignment": Assignment(
+        action="train", round=3, attempt=0, version=2, deadline_s=600.0, retry_after_s=0.0, cohort=2
+    ),
     "adapter": Adapter(
         version=4, base=2, layout=DIGEST, digest=DIGEST,
         steps=(Step(version=3, codec=SPEC, parts={"packed": b"\x00\x01\xff"}), Step(version=4, codec=SPEC, parts={})),
@@ -283,7 +290,9 @@ MESSAGES: dict[str, Message] = {
         seconds=12.5,
     ),
     "receipt": Receipt(status="accepted", round=3, digest=DIGEST, payload_bytes=302, version=3, staleness=0),
-    "evaluation": Evaluation(client="phone-1", layout=DIGEST, version=2, loss_sum=1234.5, tokens=1000, correct=250),
+    "evaluation": Evaluation(
+        client="phone-1", layout=DIGEST, version=2, loss_sum=1234.5, tokens=1000, correct=250, kind="personal"
+    ),
     "refusal": Refusal(code="round_closed", message="round 3 is closed; ask again", retry_after_s=5.0),
 }  # fmt: skip
 
