@@ -35,8 +35,8 @@ SETTLED_S = 60.0
 POINTS = {
     "beginning": (1,), "received": (1, 2, 9), "body": (1, 2, 9), "appended": (1, 2, 9), "synced": (1, 2, 9),
     "committing": (2, 5, 9), "committed": (1, 4, 9), "assigned": (1, 2, 9), "frozen": (1, 2, 4),
-    "blob-written": (1, 2, 9), "blob-renamed": (1, 2, 9), "publishing": (1, 2, 4), "published": (1, 2, 4), "deleting": (1, 2, 4),
-    "adapter-written": (1, 2), "adapter-linked": (1, 2), "checkpoint": (1, 2),
+    "blob-written": (1, 2, 9), "blob-renamed": (1, 2, 9), "publishing": (1, 2, 4), "published": (1, 2, 4),
+    "deleting": (1, 2, 4), "adapter-written": (1, 2), "adapter-linked": (1, 2), "checkpoint": (1, 2),
 }  # fmt: skip
 PLACES = [f"{name}:{hit}" + ":0.0003" * (name == "checkpoint") for name, hits in POINTS.items() for hit in hits]
 

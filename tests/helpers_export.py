@@ -19,12 +19,19 @@ CAUSAL, CLASSIFIER, IMAGES = "causal-lm", "sequence-classification", "image-clas
 
 
 class Family(NamedTuple):
-    """A row of the table: configuration class, model class, task, and the configuration."""
+    """A row of the table: configuration class, model class, task, and the configuration.
+
+    `quick`: exported in the ordinary suite too, and not only in the slow one. `recipe`: what its export needs beside
+    the task. `built_in`: a network of ours in place of a folder.
+    """
 
     config: str
     model: str
     task: str
     settings: dict[str, Any]
+    quick: bool = False
+    recipe: dict[str, Any] = {}  # noqa: RUF012  never written to
+    built_in: str = ""
 
 
 def _causal(name: str, **settings: Any) -> Family:
@@ -37,10 +44,15 @@ def _classifier(name: str, **settings: Any) -> Family:
     )
 
 
+def _images(name: str, **settings: Any) -> Family:
+    return Family(f"{name}Config", f"{name}ForImageClassification", IMAGES, {"num_labels": 3, **settings})
+
+
+VISION = {**SHAPE, "image_size": 16, "patch_size": 8}
 FAMILIES = {
     "llama": _causal("Llama", **GROUPED),
     "llama-tied-with-biases": _causal("Llama", num_key_value_heads=1, tie_word_embeddings=True, attention_bias=True),
-    "qwen2": _causal("Qwen2", **GROUPED),
+    "qwen2": _causal("Qwen2", **GROUPED)._replace(quick=True),
     "qwen3": _causal("Qwen3", **GROUPED, head_dim=8),
     "mistral": _causal("Mistral", **GROUPED, sliding_window=4),
     "gemma2": _causal("Gemma2", **GROUPED, head_dim=8, num_hidden_layers=2, sliding_window=4),
@@ -53,10 +65,23 @@ FAMILIES = {
     ),
     "bert": _classifier("Bert"),
     "roberta": _classifier("Roberta", pad_token_id=1),
-    "distilbert": _classifier("DistilBert", dim=32, hidden_dim=48, n_layers=1, n_heads=4),
+    "distilbert": _classifier("DistilBert", dim=32, hidden_dim=48, n_layers=1, n_heads=4)._replace(quick=True),
     "llama-classifier": _classifier("Llama", **GROUPED),
-    "longformer": _classifier("Longformer", attention_window=4),  # its forward asks for values: cannot be traced
+    "vit": _images("ViT", **VISION),
+    "resnet": _images(
+        "ResNet", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"
+    )._replace(recipe={"image": (3, 16, 16), "train_full": ("norms",)}),
+    "covey-resnet8": Family(
+        "", "", IMAGES, {}, quick=True, recipe={"image": (3, 8, 8), "num_labels": 3}, built_in="covey:resnet8"
+    ),
 }  # fmt: skip
+# What cannot be exported, and the part of the model that the sentence names.
+IN_THE_WAY = {
+    "longformer": (
+        _classifier("Longformer", attention_window=4),
+        r"LongformerSelfAttention \(modeling_longformer\.py:\d+\)",
+    ),
+}
 
 
 def save_model(name: str, folder: Path, seed: int = 0, **changes: Any) -> Path:
@@ -65,11 +90,12 @@ def save_model(name: str, folder: Path, seed: int = 0, **changes: Any) -> Path:
         import torch
         import transformers
 
-        family = FAMILIES[name]
+        family = FAMILIES[name] if name in FAMILIES else IN_THE_WAY[name][0]
         torch.manual_seed(seed)
         config = getattr(transformers, family.config)(**{**family.settings, **changes})
         getattr(transformers, family.model)(config).save_pretrained(folder)
-        save_tokenizer(folder)
+        if family.task != IMAGES:
+            save_tokenizer(folder)
     return folder
 
 
@@ -86,12 +112,13 @@ def save_tokenizer(folder: Path) -> None:
 
 def export_tiny(name: str, folder: Path, **changes: Any) -> Bundle:
     """Save a model of a family in `folder`, and export it there with a recipe that `changes` override."""
-    model = save_model(name, folder / "model")
-    return export_model(model, folder / "bundle", **{"task": FAMILIES[name].task, **changes})
+    family = FAMILIES[name] if name in FAMILIES else IN_THE_WAY[name][0]
+    model = family.built_in or save_model(name, folder / "model")
+    return export_model(model, folder / "bundle", **{"task": family.task, **family.recipe, **changes})
 
 
-def export_model(model: Path, out: Path, **changes: Any) -> Bundle:
-    """Export a folder in small shapes."""
+def export_model(model: Path | str, out: Path, **changes: Any) -> Bundle:
+    """Export a folder, or a network of ours, in small shapes."""
     recipe = Recipe(**{"model": str(model), "rank": 2, "batch_size": 2, "seq_len": 8, "targets": ("onnx",), **changes})
     with quiet():
         from covey_export.bundle import export

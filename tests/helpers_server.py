@@ -28,6 +28,7 @@ from covey_server.admin import make_admin
 from covey_server.aggregator import Aggregator
 from covey_server.app import RUNNER, make_app
 from covey_server.guard import DOOR, Door
+from covey_server.operation import STOPPING
 from covey_server.run import open_run
 from covey_server.versions import next_version
 from covey_shared.bundle import Bundle
@@ -324,7 +325,7 @@ def served(
         app = make_app(aggregator, is_open=is_open)
         runners = [
             web.AppRunner(each, access_log=None, shutdown_timeout=5.0, **RUNNER)
-            for each in (app, make_admin(aggregator, app[DOOR]))
+            for each in (app, make_admin(aggregator, app[DOOR], app[STOPPING]))
         ]
         urls = []
         for runner in runners:

@@ -143,3 +143,24 @@ def slow_levels(
             level += next(excesses)
         value = base + step * np.float32(level)
         yield np.float32(0) if digit == 0 else value if digit % 2 else -value
+
+
+def slow_aff1(payload: bytes, layout: Layout) -> list[np.float32]:
+    """The values of a valid AFF1 payload."""
+    (bits,) = struct.unpack_from("<I", payload, 20)
+    at, out = 32, []
+    for tensor in layout.tensors:
+        if len(tensor.shape) == 1:
+            out += list(np.frombuffer(payload, "<f4", tensor.size, at))
+            at += 4 * tensor.size
+            continue
+        channels = tensor.shape[0]
+        scales = struct.unpack_from(f"<{channels}f", payload, at)
+        offsets = struct.unpack_from(f"<{channels}f", payload, at + 4 * channels)
+        at += 8 * channels
+        for i in range(tensor.size):
+            code = payload[at + i * bits // 8] >> (i * bits % 8) & ((1 << bits) - 1)
+            channel = i // (tensor.size // channels)
+            out.append(np.float32(code) * np.float32(scales[channel]) + np.float32(offsets[channel]))
+        at += (tensor.size * bits + 7) // 8
+    return out

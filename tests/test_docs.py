@@ -23,6 +23,7 @@ COMMAND_PAGE = {
     "serve": "server.md",
     "enroll": "server.md",
     "admin": "server.md",
+    "server": "server.md",
     "join": "client.md",
     "demo": "demo.md",
 }

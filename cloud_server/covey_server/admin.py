@@ -11,7 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
-from covey_server import access, page, status
+from covey_server import access, operation, page, status
 from covey_server.access import OPERATOR, VIEWER
 from covey_server.aggregator import Aggregator
 from covey_server.app import GATE, Gate, answer_errors
@@ -19,6 +19,7 @@ from covey_server.bodies import read_body
 from covey_server.guard import DOOR, MEDIA, TABLE, UPLOAD_BYTES, Door, guard
 from covey_server.handlers import AGGREGATOR
 from covey_server.limits import Rate
+from covey_server.operation import STOPPING
 from covey_server.policy import NEW, SAFE, SAME, Policy, Route, check_routes
 from covey_server.refusals import Refused
 from covey_shared.errors import UsageError
@@ -80,16 +81,17 @@ ADMIN_ROUTES = (
     Route("POST", "/v1/codes", "new codes", post_codes, Policy(OPERATOR, 1024, ACT, NEW)),
     Route("DELETE", "/v1/codes/{id}", "drop code", delete_code, Policy(OPERATOR, 0, ACT, SAME)),
 )
+ALL_ROUTES = (*ADMIN_ROUTES, *operation.ROUTES)
 
 
-def make_admin(aggregator: Aggregator, door: Door) -> web.Application:
-    """The operator's application, beside the devices' one whose `door` it shares."""
+def make_admin(aggregator: Aggregator, door: Door, stopping: list[bool]) -> web.Application:
+    """The operator's application, beside the devices' one whose `door` and `stopping` it shares."""
     app = web.Application(middlewares=[answer_errors, guard])
-    app[AGGREGATOR], app[DOOR], app[GATE], app[MEDIA] = aggregator, door, Gate(), JSON
-    app[UPLOAD_BYTES] = 0
-    for route in ADMIN_ROUTES:
+    app[AGGREGATOR], app[DOOR], app[MEDIA], app[STOPPING], app[UPLOAD_BYTES] = aggregator, door, JSON, stopping, 0
+    app[GATE] = Gate(stopping)
+    for route in ALL_ROUTES:
         app.router.add_route(route.method, route.path, route.handler)
-    app[TABLE] = check_routes(app, ADMIN_ROUTES)
+    app[TABLE] = check_routes(app, ALL_ROUTES)
     return app
 
 

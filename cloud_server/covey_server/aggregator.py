@@ -18,6 +18,7 @@ from typing import Any
 
 from covey_server import access, downloads, engine, recipe, store
 from covey_server.failpoints import failpoint
+from covey_server.metrics import Metrics
 from covey_server.publish import publish_adapter
 from covey_server.refusals import Refused
 from covey_server.run import Run, buffer_rules, store_version
@@ -44,6 +45,8 @@ class Aggregator:
         self.server = run.server
         self.versions = run.versions
         self.traffic = Traffic()
+        self.metrics = Metrics()
+        run.db.observe = self.metrics.committed
         self.seen: dict[str, float] = {}  # device -> when it last checked in, of time.monotonic
         self.told_done: set[str] = set()
         self.known = set(run.devices)  # by name; whose bytes are counted apart
@@ -122,7 +125,7 @@ class Aggregator:
         if stored is None:
             raise Refused(*(refused or self._closed(row)))
         if verdict.kind == "conflict":
-            log.warning("device %s sent %s for round %d, stored is %s", client, row.sha256, round_, stored.sha256)
+            log.warning("other bytes for round %d than those counted: %s, not %s", round_, row.sha256, stored.sha256)
             raise Refused(
                 "conflict",
                 f"round {round_} already has an update of device {client} with digest {stored.sha256}, this one has "
@@ -130,6 +133,8 @@ class Aggregator:
             )
         if verdict.kind == "accepted":
             self._apply(engine.UpdateAccepted(round_, client, stored.counted_in))
+            self.metrics.staleness.observe(stored.staleness)
+        self.metrics.updates.labels(verdict.kind).inc()
         return Receipt(
             status=verdict.kind, round=round_, digest=row.sha256, payload_bytes=len(body), version=stored.counted_in,
             staleness=stored.staleness,
@@ -192,10 +197,11 @@ class Aggregator:
 
     async def watch(self) -> None:
         """Feeds the engine with time, and the disk with traffic, until cancelled."""
-        flushed = time.monotonic()
+        flushed = now_s = time.monotonic()
         while True:
             await asyncio.sleep(TICK_S)
-            now_s = time.monotonic()
+            late_s, now_s = time.monotonic() - now_s - TICK_S, time.monotonic()
+            self.metrics.loop_lag.observe(max(late_s, 0.0))
             self._apply(engine.Tick(now_s))
             if now_s - flushed > FLUSH_S:
                 flushed = now_s
@@ -229,6 +235,10 @@ class Aggregator:
         evaluated = await self.run.db.do(store.evaluators, self.state.version)
         return self.seen.keys() <= evaluated or time.monotonic() - self._touched_s > quiet_s
 
+    def facts(self) -> dict[str, Any]:
+        """What there is to say of the version that is being made."""
+        return self.run.machine.facts(self.state, time.monotonic())
+
     # What the engine decides.
 
     def _apply(self, event: engine.Event) -> engine.Decision | None:
@@ -248,7 +258,7 @@ class Aggregator:
         return answer
 
     async def _reopen(self, decision: engine.ReopenRound) -> None:
-        facts = self.run.machine.facts(self.state, time.monotonic())
+        facts = self.facts()
         self._progress(
             f"round {decision.round}: {len(facts['accepted'])} updates at the deadline, {facts['minimum']} are needed; "
             f"attempt {decision.attempt + 1}"
@@ -268,6 +278,7 @@ class Aggregator:
             except (OSError, sqlite3.OperationalError) as error:
                 log.error("round %d could not be published, trying again in %g s: %s", round_, RETRY_S, error)
                 await asyncio.sleep(RETRY_S)
+        self.metrics.rounds.observe(max(row.created - self.versions[-1].created, 0.0))
         self.server = server
         self.versions = [*self.versions, row]
         failpoint("published")
@@ -296,7 +307,8 @@ class Aggregator:
     def _aggregate(self, rows: list[store.UpdateRow]) -> tuple[recipe.ServerState, store.VersionRow]:
         """The next version, its blobs on disk."""
         run = self.run
-        server, step = next_version(run, self.server, rows)
+        with self.metrics.fold.time():
+            server, step = next_version(run, self.server, rows)
         return server, store_version(run.blobs, run.recipe, server, step, len(rows), time.time())
 
     async def _report(self, rows: list[store.UpdateRow], row: store.VersionRow, seconds: float) -> None:

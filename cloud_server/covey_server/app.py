@@ -6,38 +6,43 @@ from typing import Any
 
 from aiohttp import web
 
+from covey_server import operation
 from covey_server.aggregator import Aggregator
 from covey_server.bodies import IN_FLIGHT, Budget
-from covey_server.guard import DOOR, MEDIA, TABLE, UPLOAD_BYTES, Door, Reader, guard, hand_out_nonce
-from covey_server.handlers import AGGREGATOR, BUDGET, RECEIVED, ROUTES, device_of
+from covey_server.guard import DOOR, MEDIA, TABLE, UPLOAD_BYTES, Door, Reader, guard, hand_out_nonce, route_of
+from covey_server.handlers import AGGREGATOR, BUDGET, RECEIVED, device_of
+from covey_server.handlers import ROUTES as DEVICE_ROUTES
+from covey_server.logs import access, new_request_id
+from covey_server.operation import ALWAYS, STOPPING
 from covey_server.policy import Handler, check_routes
 from covey_server.refusals import Refused, refusal, respond
 from covey_server.validation import max_upload_bytes
 
 
 class Gate:
-    """How many requests are being answered, and whether new ones are let in."""
+    """How many requests are being answered, and whether new ones are let in: `stopping` is empty until they are not."""
 
-    def __init__(self) -> None:
+    def __init__(self, stopping: list[bool]) -> None:
         self.active = 0
-        self.stopping = False
+        self.stopping = stopping
 
     async def drain(self, timeout_s: float) -> None:
         """Let nobody in any more and wait for those inside.
 
         aiohttp's own shutdown ignores what still arrives of a body, so an upload in flight would be lost to it.
         """
-        self.stopping = True
+        self.stopping.append(True)
         deadline = time.monotonic() + timeout_s
         while self.active and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
 
 
 GATE = web.AppKey("gate", Gate)
+MEDIA_JSON = "application/json"
 
 # aiohttp's own defaults keep an idle connection for an hour, inflate compressed bodies and linger on refused ones.
 RUNNER: dict[str, Any] = {"keepalive_timeout": 30.0, "lingering_time": 2.0, "auto_decompress": False}
-NAMES = {(route.method, route.path): route.name for route in ROUTES}
+ROUTES = (*DEVICE_ROUTES, *operation.HEALTH)
 
 
 def make_app(aggregator: Aggregator, *, is_open: bool = False) -> web.Application:
@@ -45,7 +50,8 @@ def make_app(aggregator: Aggregator, *, is_open: bool = False) -> web.Applicatio
     run = aggregator.run
     app = web.Application(middlewares=[answer_errors, guard])
     app[AGGREGATOR] = aggregator
-    app[GATE] = Gate()
+    app[STOPPING] = []
+    app[GATE] = Gate(app[STOPPING])
     app[UPLOAD_BYTES] = max_upload_bytes(run.upload)
     app[BUDGET] = Budget(max(IN_FLIGHT, 4 * app[UPLOAD_BYTES]))
     app[DOOR] = Door(Reader(run.blobs.folder.parent / "covey.sqlite"), is_open)
@@ -65,24 +71,43 @@ async def close_door(app: web.Application) -> None:
 
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every failure becomes a Refusal with its status."""
-    gate = request.app[GATE]
-    in_json = MEDIA in request.app or request.headers.get("Accept") == "application/json"
-    if gate.stopping:
-        return respond(Refused("stopping", "the server is being stopped; try again in a moment"), in_json=in_json)
+    """Every failure becomes a Refusal with its status; every answer has its request's id and is counted."""
+    aggregator, gate, name = request.app[AGGREGATOR], request.app[GATE], name_of(request)
+    for_people = MEDIA in request.app
+    request_id, started = new_request_id(), time.monotonic()
+    if name not in ALWAYS and not for_people:
+        aggregator.touched()
     gate.active += 1
+    aggregator.metrics.in_flight.set(gate.active)
     try:
-        return await handler(request)
+        if gate.stopping and name not in ALWAYS:
+            raise Refused("stopping", "the server is being stopped; try again in a moment")
+        response = await handler(request)
     except Exception as error:
-        return respond(refusal(error), in_json=in_json)
+        refused = refusal(error)
+        aggregator.metrics.refusals.labels(refused.code).inc()
+        response = respond(refused, in_json=for_people or request.headers.get("Accept") == MEDIA_JSON)
     finally:
         gate.active -= 1
+    seconds = time.monotonic() - started
+    aggregator.metrics.requests.labels(name).observe(seconds)
+    if not response.prepared:
+        response.headers["Covey-Request"] = request_id
+    fields = {"route": name, "status": response.status, "seconds": round(seconds, 6)}
+    access.info("%s %d", name, response.status, extra=fields)
+    return response
+
+
+def name_of(request: web.Request) -> str:
+    """The name of a request's route; `other` for addresses that do not exist."""
+    route = route_of(request)
+    return route.name if route else "other"
 
 
 async def count_traffic(request: web.Request, response: web.StreamResponse) -> None:
     """Counts the body that came and the one that is about to go, when the answer starts."""
-    resource = request.match_info.route.resource
-    request.app[AGGREGATOR].touched()
-    name = NAMES.get((request.method, resource.canonical if resource else ""), "other")
+    aggregator, name = request.app[AGGREGATOR], name_of(request)
     up, down = request.get(RECEIVED, 0), response.content_length or 0
-    request.app[AGGREGATOR].traffic.add(device_of(request), name, up, down)
+    aggregator.traffic.add(device_of(request), name, up, down)
+    aggregator.metrics.body_bytes.labels(name, "up").inc(up)
+    aggregator.metrics.body_bytes.labels(name, "down").inc(down)

@@ -30,6 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grace", type=float, default=30.0, metavar="S", help="with --exit-when-done: wait at most this long (seconds)"
     )
+    parser.add_argument("--log-json", action="store_true", help="logs as JSON lines on standard error")
 
 
 def run(args: argparse.Namespace) -> int:

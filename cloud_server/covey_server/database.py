@@ -11,6 +11,7 @@ What this does not know: the tables.
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -46,6 +47,7 @@ class Database:
     """
 
     journal: Journal | None = None
+    observe: Callable[[int, float], None] = staticmethod(lambda pieces, seconds: None)  # after each transaction
 
     def __init__(self, path: Path, schema: list[str]):
         self._log = path.with_name(path.name + "-wal")
@@ -84,7 +86,9 @@ class Database:
             return
         opened.set_result(None)
         while batch := self._next_batch():
+            started = time.monotonic()
             commit_together(connection, batch, self.journal)
+            self.observe(len(batch), time.monotonic() - started)
             self._checkpoint(connection)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.close()

@@ -17,6 +17,7 @@ from covey_server.policy import ANYONE, DEVICE, KEY, SAFE, SAME, UPLOAD, Policy,
 from covey_server.refusals import MEDIA_TYPE, Refused
 from covey_server.traffic import UNNAMED
 from covey_shared.bundle import MANIFEST
+from covey_shared.bundle_signature import read_signatures
 from covey_shared.messages import PROTOCOL, CheckIn, Enroll, Enrolled, Evaluation, Hello, Message, check_name
 
 AGGREGATOR = web.AppKey("aggregator", Aggregator)
@@ -86,6 +87,14 @@ async def get_bundle(request: web.Request) -> web.FileResponse:
     )
 
 
+async def get_signature(request: web.Request) -> web.Response:
+    """The bundle's signatures, as they lie beside the manifest; devices check them."""
+    signatures = read_signatures(request.app[AGGREGATOR].run.bundle.folder)
+    if not signatures:
+        raise Refused("not_found", "the bundle is not signed: sign it with covey bundle sign")
+    return web.Response(body=signatures, content_type="text/plain")
+
+
 async def get_blob(request: web.Request) -> web.FileResponse:
     """One file of the bundle, by its SHA-256; nothing else on this machine has an address."""
     bundle = request.app[AGGREGATOR].run.bundle
@@ -106,6 +115,7 @@ ROUTES = (
     Route("PUT", "/v1/updates/{round}/{client}", "update", put_update, Policy(DEVICE, UPLOAD, SEND, SAME)),
     Route("PUT", "/v1/evaluations/{version}/{client}", "evaluation", put_evaluation, Policy(DEVICE, SMALL, SEND, SAME)),
     Route("GET", "/v1/bundle", "bundle", get_bundle, Policy(DEVICE, 0, FETCH, SAFE)),
+    Route("GET", "/v1/bundle/signature", "bundle", get_signature, Policy(DEVICE, 0, FETCH, SAFE)),
     Route("GET", "/v1/blobs/{sha256}", "blob", get_blob, Policy(DEVICE, 0, FETCH, SAFE)),
 )
 

@@ -22,7 +22,7 @@ SAFE, SAME, NEW = "safe", "same", "new"  # changes nothing; asked twice is asked
 
 
 class Policy(NamedTuple):
-    """`who` may ask, `max_body` in bytes (0: none), `rate` of each device or stranger, `repeat`: what asking twice does."""
+    """`who` may ask, `max_body` in bytes (0: none), `rate` of one device or stranger, `repeat`: what asking twice does."""
 
     who: str
     max_body: int

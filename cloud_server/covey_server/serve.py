@@ -2,11 +2,9 @@
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +12,20 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
-from covey_server import engine, store, task_file
+from covey_server import engine, logs, store, task_file
 from covey_server.admin import make_admin
 from covey_server.aggregator import Aggregator
 from covey_server.app import GATE, RUNNER, make_app
 from covey_server.blobs import write_durably
 from covey_server.guard import DOOR, is_loopback
+from covey_server.logs import say
+from covey_server.operation import STOPPING
 from covey_server.run import Run, default_folder, open_run
 from covey_server.tls import Tls, open_tls
+from covey_shared.bundle import MANIFEST
+from covey_shared.bundle_signature import check_all, read_signatures
 from covey_shared.errors import UsageError
+from covey_shared.keys import PublicKey
 from covey_shared.peft_folder import BUNDLED_CONFIG
 
 STOP_S = 10.0  # how long requests in flight may take to finish after a signal
@@ -49,6 +52,7 @@ class Options:
     tls_key: Path | None = None
     exit_when_done: bool = False
     grace: float = 30.0
+    log_json: bool = False
 
 
 class Side(NamedTuple):
@@ -67,14 +71,14 @@ class Side(NamedTuple):
 
 def serve(options: Options) -> int:
     """Serve one task; returns the exit code. Raises UsageError and its kin before anything listens."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    logs.configure(options.log_json)
     check_exposure(options)
     tls = open_tls(options.tls_cert, options.tls_key)
     task = task_file.read(options.task)
     folder = options.data_dir or default_folder(options.task)
     run = open_run(task, folder, time.time())
     try:
+        _signers(run)  # devices would refuse one that does not hold
         return asyncio.run(_serve(run, folder, options, tls))
     finally:
         run.close()
@@ -88,7 +92,7 @@ async def _serve(run: Run, folder: Path, options: Options, tls: Tls | None) -> i
         office = stack.enter_context(contextlib.closing(_listen(options.admin_host, beside, "--admin-port")))
         aggregator = Aggregator(run, _publish_folder(run, folder, options), say)
         app = make_app(aggregator, is_open=options.open)
-        admin = make_admin(aggregator, app[DOOR])
+        admin = make_admin(aggregator, app[DOOR], app[STOPPING])
         sides = [
             Side(app, listener, options.host, tls),
             Side(admin, office, options.admin_host, None if is_loopback(options.admin_host) else tls),
@@ -150,6 +154,9 @@ def _announce(run: Run, folder: Path, options: Options, urls: list[str], aggrega
     task = run.task.task
     say(f"covey serve: task {task.name}, {task.rounds} rounds, at version {aggregator.state.version}")
     say(f"  bundle  {run.bundle.digest[:12]} ({run.bundle.manifest.model}, {run.layout.size:,} trained entries)")
+    for key in _signers(run):
+        say(f"  signed  by {key.text}")
+    say(f"  rounds  {_rounds(run.task.round)}")
     say(f"  run     {folder}")
     say(f"  status  {urls[1]}")
     if options.open:
@@ -165,6 +172,21 @@ def _announce(run: Run, folder: Path, options: Options, urls: list[str], aggrega
     for path, url in ((options.admin_url_file, urls[1]), (options.url_file, urls[0])):
         if path is not None:
             write_durably(path, f"{url}\n".encode())
+
+
+def _signers(run: Run) -> tuple[PublicKey, ...]:
+    """Who signed the bundle; raises BundleError for a signature that does not hold."""
+    return check_all((run.bundle.folder / MANIFEST).read_bytes(), read_signatures(run.bundle.folder))
+
+
+def _rounds(rounds: task_file.RoundSection) -> str:
+    """What a round waits for: with fewer devices than that nothing seems to happen."""
+    if rounds.mode == "async":
+        return f"a version is made of {rounds.buffer} updates ([round] buffer)"
+    return (
+        f"each waits for {rounds.target} updates, or for {rounds.needed} once {rounds.deadline_s:g} s have passed "
+        "([round] target, minimum, deadline_s)"
+    )
 
 
 def _reachable(host: str) -> str:
@@ -211,8 +233,3 @@ async def _until_done(aggregator: Aggregator, grace_s: float) -> None:
     while time.monotonic() < deadline and not await aggregator.all_finished(QUIET_S):
         await asyncio.sleep(POLL_S)
     say(f"task done at version {aggregator.state.version}")
-
-
-def say(line: str) -> None:
-    """One line for people, at once even into a pipe."""
-    print(line, flush=True)

@@ -165,6 +165,11 @@ def updates_of(db: sqlite3.Connection, version: int) -> list[UpdateRow]:
     return _updates(db, "counted_in = ? ORDER BY client, round", version)
 
 
+def stored_updates(db: sqlite3.Connection) -> list[UpdateRow]:
+    """All updates whose bytes are kept."""
+    return _updates(db, "stored ORDER BY counted_in, client, round")
+
+
 def _updates(db: sqlite3.Connection, where: str, *values: object) -> list[UpdateRow]:
     columns = ", ".join(UpdateRow._fields)
     return [UpdateRow(*row) for row in db.execute(f"SELECT {columns} FROM updates WHERE {where}", values)]

@@ -1,8 +1,10 @@
 """The protocol's calls: messages in, messages out, over a Transport. Paths and limits are those of docs/protocol.md."""
 
+from http import HTTPStatus
 from typing import TypeVar
 
 from covey_edge.transport import Refused, ServerError, Transport
+from covey_shared.bundle_signature import MAX_BYTES
 from covey_shared.errors import MessageError, UsageError
 from covey_shared.layout import Layout
 from covey_shared.manifest import MAX_MANIFEST_BYTES
@@ -48,6 +50,16 @@ async def get_task(transport: Transport) -> Task:
 async def get_manifest(transport: Transport) -> bytes:
     """The bytes of the bundle's manifest; their digest is not checked here."""
     return await transport.exchange("GET", "/v1/bundle", limit=MAX_MANIFEST_BYTES, kind=BUNDLE)
+
+
+async def get_signatures(transport: Transport) -> bytes:
+    """The bundle's signature file, empty where it has none; not checked here."""
+    try:
+        return await transport.exchange("GET", "/v1/bundle/signature", limit=MAX_BYTES)
+    except Refused as error:
+        if error.status == HTTPStatus.NOT_FOUND:
+            return b""
+        raise
 
 
 async def check_in(transport: Transport, message: CheckIn) -> Assignment:

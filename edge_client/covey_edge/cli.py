@@ -22,6 +22,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("server", metavar="SERVER_URL", help="as `covey serve` prints it, https://HOST:PORT")
     add("--data", required=True, type=Path, metavar="PATH", help="a text file, a folder of text, or a .jsonl(.gz) file")
+    add("--bundle-key", action="append", default=[], metavar="KEY",
+        help="insist that this key (ed25519:..., or its file) signed the bundle; several: any of them")  # fmt: skip
     add("--runtime", default="auto", choices=["auto", "onnx", "executorch", "torch"],
         help="what runs the model (default: the first of these that is installed and in the bundle)")  # fmt: skip
     add("--name", default="", help="this device's name for the server (default: a random one, kept)")
@@ -39,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--eval-batches", type=int, default=16, metavar="N", help="of an evaluation at most; 0 = all (default: 16)")
     add("--once", action="store_true", help="stop after one acknowledged update")
     add("--threads", type=int, default=0, metavar="N", help="of the CPU (default: the runtime's choice)")
-    add("--provider", default="", metavar="NAME", help="the runtime's device: cuda, tensorrt, ... (default: CPU)")
+    add("--provider", default="", metavar="NAME", help="the runtime's device: cuda, tensorrt, ..., auto (default: cpu)")
     add("--checkpoint", type=float, default=2.0, metavar="SECONDS", dest="checkpoint_s",
         help="between two saves of a round in progress; 0 = after each step (default: 2)")  # fmt: skip
     add("--wait", type=float, default=10.0, metavar="SECONDS", dest="wait_s",

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from covey_edge.data import evaluation_batches
 from covey_edge.events import Events
 from covey_edge.identity import open_key
 from covey_edge.plan import Wishes
+from covey_edge.signers import check_signer
 from covey_edge.sources import read_source
 from covey_edge.state import Client, StateFolder, new_client, open_folder, write_durably
 from covey_edge.trainers import choose_runtime, open_trainer, require_runtime
@@ -33,6 +35,7 @@ class Options:
 
     server: str
     data: Path
+    bundle_key: Sequence[str] = ()
     runtime: str = "auto"
     name: str = ""
     code: str = ""
@@ -104,7 +107,7 @@ async def take_part(
     record = record_for(task, record, events)
     for kind in {*record.sent, *record.received}:
         transport.traffic.add(kind, record.sent.get(kind, 0), record.received.get(kind, 0))
-    device = await get_ready(options, transport, task, events)
+    device = await get_ready(options, transport, task, folder, events)
     events.emit(
         "joined", task=task.name, client=record.client, model=device.bundle.manifest.model, runtime=device.runtime,
         examples=device.dataset.train.count, heldout=device.dataset.heldout.count, rounds=task.rounds,
@@ -127,9 +130,10 @@ def record_for(task: Task, record: Client, events: Events) -> Client:
     return new_client(record.client, task_name(task))
 
 
-async def get_ready(options: Options, transport: Transport, task: Task, events: Events) -> Device:
+async def get_ready(options: Options, transport: Transport, task: Task, folder: StateFolder, events: Events) -> Device:
     """Bundle, data and trainer. Data is read before anything large is downloaded: it is the likelier to be wrong."""
     manifest, data = await bundles.fetch_manifest(transport, task)
+    await check_signer(transport, data, options.bundle_key, folder.path, events)
     runtime = choose_runtime(manifest, options.runtime)
     source = await asyncio.to_thread(
         read_source, options.data, manifest, options.holdout,
@@ -143,7 +147,9 @@ async def get_ready(options: Options, transport: Transport, task: Task, events: 
     )  # fmt: skip
     events.emit("bundle", bytes=transport.traffic.received.get(calls.BUNDLE, 0) - before, digest=bundle.digest)
     dataset = await asyncio.to_thread(source.dataset, bundle.folder)
-    trainer = await asyncio.to_thread(open_trainer, bundle, runtime, options.threads, options.provider)
+    trainer = await asyncio.to_thread(
+        open_trainer, bundle, runtime, options.threads, options.provider, notice=events.notice
+    )
     wishes = Wishes(options.eval_every, options.once)
     return Device(task, bundle, dataset, trainer, runtime, wishes, options.eval_batches, options.checkpoint_s)
 

@@ -4,6 +4,8 @@ With LoRA everything is PEFT's: `modules_to_save` for what trains whole, `rank_p
 that differ, a second adapter for the frozen one. Whole blocks need no PEFT; their tensors have the base model's names.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +31,8 @@ class Adapted(NamedTuple):
     """A model in which some tensors train, their layout, and for each the name of its parameter in `inner`.
 
     `config` is PEFT's, None for a model without PEFT. `frozen` is the layout of the second adapter, if there is one,
-    and `frozen_parameters` the names of its parameters in `inner`.
+    and `frozen_parameters` the names of its parameters in `inner`. `constants`: what PEFT saves with the adapter but
+    does not train, by its names: the statistics of a batch normalisation whose weights train.
     """
 
     model: Any
@@ -39,6 +42,7 @@ class Adapted(NamedTuple):
     start: Vector
     frozen: Layout | None = None
     frozen_parameters: tuple[str, ...] = ()
+    constants: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
     def lora(self) -> bool:
@@ -66,11 +70,11 @@ def _lora(base: Base, recipe: Recipe) -> Adapted:
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UsageError(f"{recipe.model} takes no LoRA with these --target-modules: {error}") from None
     model.eval()
-    names, parameters = _names(model)
+    names, parameters, constants = _names(model)
     tensors = tuple(_tensor(model, n, p) for n, p in zip(names, parameters, strict=True))
     start = np.concatenate([_array(model.get_parameter(p)).reshape(-1) for p in parameters])
     inner = tuple(p.removeprefix(PREFIX) for p in parameters)
-    adapted = Adapted(model, model.peft_config["default"], Layout(tensors), inner, start)
+    adapted = Adapted(model, model.peft_config["default"], Layout(tensors), inner, start, constants=constants)
     return _with_frozen(adapted, recipe) if recipe.frozen_rank else adapted
 
 
@@ -91,7 +95,8 @@ def _with_frozen(adapted: Adapted, recipe: Recipe) -> Adapted:
         target_modules=sorted(layers), task_type=TASKS[recipe.task].peft_type,
     )  # fmt: skip
     try:
-        adapted.model.add_adapter(FROZEN, config)
+        adapted.model.peft_config[FROZEN] = config
+        adapted.model.base_model.inject_adapter(adapted.inner, FROZEN)
     except ValueError as error:
         raise UsageError(f"{recipe.model} takes no --frozen-rank {recipe.frozen_rank}: {error}") from None
     for layer in layers.values():
@@ -148,6 +153,7 @@ def _load(adapted: Adapted, layout: Layout, parameters: tuple[str, ...], vector:
             for name, value in zip(parameters, state.values(), strict=True):
                 adapted.inner.get_parameter(name).copy_(value)
         return
+    state |= adapted.constants if adapter == "default" else {}
     result = set_peft_model_state_dict(adapted.model, state, adapter_name=adapter)
     if result.unexpected_keys:
         raise UsageError(f"PEFT does not know the tensor {result.unexpected_keys[0]!r} of the layout")
@@ -161,20 +167,24 @@ def adapter_gradient(adapted: Adapted) -> Vector:
         if p.requires_grad
     }
     if adapted.config is not None:
-        trained = get_peft_model_state_dict(adapted.model, state_dict=trained, save_embedding_layers=False)
-    return adapted.layout.join({name: _array(value) for name, value in trained.items()})
+        state = {**adapted.model.state_dict(), **trained}
+        trained = get_peft_model_state_dict(adapted.model, state_dict=state, save_embedding_layers=False)
+    return adapted.layout.join({t.name: _array(trained[t.name]) for t in adapted.layout.tensors})
 
 
-def _names(model: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """PEFT's name in a saved file and in the model for each trained tensor, in the model's order.
+def _names(model: Any) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Tensor]]:
+    """PEFT's name in a saved file and in the model for each trained tensor, in the model's order; and the constants.
 
     PEFT's own function renames a state dict of marks, so nothing here knows how it names things.
     """
-    parameters = [name for name, p in model.named_parameters() if p.requires_grad]
-    marks = {name: torch.tensor(i) for i, name in enumerate(parameters)}
+    state = model.state_dict()
+    keys = list(state)
+    marks = {name: torch.tensor(i) for i, name in enumerate(keys)}
     saved = get_peft_model_state_dict(model, state_dict=marks, save_embedding_layers=False)
-    order = sorted(saved, key=lambda name: int(saved[name]))
-    return tuple(order), tuple(parameters[int(saved[name])] for name in order)
+    found = {keys[int(mark)]: name for name, mark in saved.items()}
+    parameters = tuple(name for name, p in model.named_parameters() if p.requires_grad and name in found)
+    constants = {name: state[key].clone() for key, name in found.items() if key not in parameters}
+    return tuple(found[p] for p in parameters), parameters, constants
 
 
 def _tensor(model: Any, name: str, parameter: str) -> LayoutTensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from covey_export.adapter import Adapted, adapt, stored_start
 from covey_export.base import Base, load_base
 from covey_export.clean import clean
+from covey_export.convolutions import expand_convolutions
 from covey_export.graph import Graph, trace
 from covey_export.parity import prove, reference
 from covey_export.place import check_place, put, staged
@@ -25,7 +26,9 @@ from covey_export.tasks import TASKS, example_images, example_tokens
 from covey_export.tokens import write_tokenizer
 from covey_shared import __version__
 from covey_shared.bundle import MANIFEST, Bundle, file_digest
+from covey_shared.bundle_signature import sign_folder
 from covey_shared.errors import UsageError
+from covey_shared.keys import PrivateKey
 from covey_shared.manifest import File, Manifest, Parity, Tokenizer
 
 START = "start.f32"
@@ -39,8 +42,11 @@ def stages(recipe: Recipe) -> int:
     return 3 + len(ROLES) + 2 * len(recipe.targets)
 
 
-def export(recipe: Recipe, out: Path, *, force: bool = False, step: Step = lambda name: None) -> Bundle:
-    """Write the bundle of a recipe to `out`. `step` is told what begins.
+def export(
+    recipe: Recipe, out: Path, *, force: bool = False, key: PrivateKey | None = None,
+    step: Step = lambda name: None,
+) -> Bundle:  # fmt: skip
+    """Write the bundle of a recipe to `out`, signed if there is a key. `step` is told what begins.
 
     Raises UsageError, with one sentence, for a model that cannot be had or exported and for a graph that does not
     compute what PyTorch does; nothing is left behind then.
@@ -49,6 +55,8 @@ def export(recipe: Recipe, out: Path, *, force: bool = False, step: Step = lambd
     with staged(out) as folder:
         manifest = _fill(recipe, folder, step)
         (folder / MANIFEST).write_bytes(manifest.to_bytes())
+        if key is not None:
+            sign_folder(folder, key)
         put(folder, out)
     return Bundle.open(out)
 
@@ -69,7 +77,7 @@ def _fill(recipe: Recipe, folder: Path, step: Step) -> Manifest:
     graphs: dict[str, Graph] = {}
     for role in ROLES:
         step(f"trace {role}")
-        graphs[role] = clean(trace(role, adapted, task, batch, pad_id))
+        graphs[role] = clean(expand_convolutions(trace(role, adapted, task, batch, pad_id)))
     paths: dict[str, dict[str, str]] = {}
     parity: dict[str, Parity] = {}
     for target in recipe.targets:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from covey_export.recipe import ALL_CONV, ALL_LINEAR, NORMS, Recipe
+from covey_export.recipe import ALL_CONV, ALL_LINEAR, CLASSIFICATION, NORMS, Recipe
 from covey_shared.errors import UsageError
 
 REGEX = set("*+?()[]|^$\\")
@@ -34,7 +34,7 @@ class Choice(NamedTuple):
 
 def choose(model: Any, recipe: Recipe, fresh: tuple[str, ...]) -> Choice:
     """Resolve a recipe's patterns on a model. `fresh`: modules that must train whole since their weights are new."""
-    full = _outermost({*fresh, *full_modules(model, recipe.train_full)})
+    full = _outermost({*fresh, *_heads(model, recipe), *full_modules(model, recipe.train_full)})
     if not recipe.has_lora:
         return Choice([], {}, full)
     targets = _targets(model, recipe, full)
@@ -45,6 +45,14 @@ def choose(model: Any, recipe: Recipe, fresh: tuple[str, ...]) -> Choice:
             raise UsageError(f"--rank-of {pattern!r} matches none of the modules that get LoRA: {_few(matched)}")
     odd = {name: rank for name, rank in ranks.items() if rank != recipe.largest_rank}
     return Choice(targets, _compact(odd, matched), full)
+
+
+def _heads(model: Any, recipe: Recipe) -> list[str]:
+    """A classifier's head, which is new to every task: what lies beside the backbone."""
+    prefix = getattr(model, "base_model_prefix", "")
+    if recipe.task not in CLASSIFICATION or not hasattr(model, prefix):
+        return []
+    return [name for name, m in model.named_children() if name != prefix and any(True for _ in m.parameters())]
 
 
 def full_modules(model: Any, patterns: Iterable[str]) -> list[str]:

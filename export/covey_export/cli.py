@@ -1,6 +1,7 @@
 """`covey export`. Nothing heavy is imported before a command runs."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from covey_shared.cli import Command
@@ -59,7 +60,23 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
     add("--image-std", type=_fractions, default=(), metavar="X,X,X", help="by which they are divided then")
     add("--model-id", default="", metavar="NAME", help="name in bundle and adapters (default: hub id or folder's name)")
     add("--seed", type=int, default=0, help="seed of a new head's weights (default 0)")
+    add("--sign", type=Path, metavar="FILE", help="sign the bundle with this private key (covey keys new)")
     add("--force", action="store_true", help="replace an existing bundle")
+    add(
+        "--list-targets", action=_ListTargets, help="what can be written and run on this machine, and for which devices"
+    )
+
+
+class _ListTargets(argparse.Action):
+    """Like --version: prints and exits, whatever else is missing on the command line."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str):
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
+        from covey_export.list_targets import list_targets
+
+        parser.exit(0, list_targets() + "\n")
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -95,9 +112,11 @@ def _run_export(args: argparse.Namespace) -> int:
         image_std=args.image_std, seed=args.seed,
     )  # fmt: skip
     from covey_export.terminal import export_with_progress
+    from covey_shared.keyfile import read_key
     from covey_shared.show import show_bundle
 
-    bundle = export_with_progress(recipe, args.out, force=args.force)
+    key = read_key(args.sign) if args.sign else None
+    bundle = export_with_progress(recipe, args.out, force=args.force, key=key)
     print(show_bundle(bundle))
     print(f'\nTrain it on devices: set bundle = "{args.out}" in a task file, then\n  covey serve TASK.toml')
     return 0

@@ -13,11 +13,12 @@ from covey_export.quiet import quiet
 from covey_export.recipe import Recipe
 from covey_export.threads import wait_passively
 from covey_shared.bundle import Bundle
+from covey_shared.keys import PrivateKey
 
 BAR = "{desc} {bar} {n_fmt}/{total_fmt} {elapsed}"
 
 
-def export_with_progress(recipe: Recipe, out: Path, *, force: bool) -> Bundle:
+def export_with_progress(recipe: Recipe, out: Path, *, force: bool, key: PrivateKey | None = None) -> Bundle:
     """Run the export; the bar is on stderr, and only on a terminal."""
     wait_passively()
     check_place(out, force)  # before the libraries load, which takes seconds
@@ -34,7 +35,7 @@ def export_with_progress(recipe: Recipe, out: Path, *, force: bool) -> Bundle:
             bar.update()
             bar.set_description(f"{name:<24.24}")
 
-        bundle = export(recipe, out, force=force, step=step)
+        bundle = export(recipe, out, force=force, key=key, step=step)
         bar.update()
         bar.set_description(f"{'done':<24}")
     return bundle

@@ -194,6 +194,41 @@ class LocalConfig(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing(Message):
+    """What of the adapter travels; `covey_shared.sharing` says what follows. By default all of it does.
+
+    The texts are patterns of tensor names, or `kind:K`. `personal` tensors stay on the device. `fixed` ones keep their
+    seeded start. `fresh` ones start anew each round and do not travel down. Round r trains what matches one of
+    phases[(r - 1) % len(phases)]; no phases: everything. A device trains one of `ranks`; none: the bundle's rank.
+    With `second` the graphs' second adapter travels down behind the first. `cohort` tensors are shared within each of
+    `cohorts` groups. With `fusion` (factorwise or concatenated) devices keep a personal adapter besides, brought up to
+    date every `sync_every` rounds.
+    """
+
+    personal: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
+    phases: tuple[tuple[str, ...], ...] = ()
+    ranks: tuple[int, ...] = ()
+    second: bool = False
+    cohort: tuple[str, ...] = ()
+    cohorts: int = 0
+    fusion: str = ""
+    sync_every: int = 0
+
+    def __post_init__(self) -> None:
+        known = ("", "factorwise", "concatenated")
+        _require(self.fusion in known, f"fusion must be factorwise, concatenated or empty, got {self.fusion[:40]!r}")
+        _require(0 <= self.cohorts <= 64, f"cohorts must be 0 to 64, got {self.cohorts}")
+        _require(bool(self.cohort) == (self.cohorts > 0), "cohort and cohorts come together")
+        _require(all(0 < r < 2**20 for r in self.ranks), f"ranks must be above 0, got {self.ranks[:8]}")
+        _require(self.sync_every >= 0, f"sync_every must not be negative, got {self.sync_every}")
+
+
+PLAIN = Sharing()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Task(Message):
     """GET /v1/task: what there is to join.
 
@@ -214,6 +249,7 @@ class Task(Message):
     upload_codec: Spec
     local: LocalConfig
     max_upload_bytes: int
+    sharing: Sharing = PLAIN
 
     def __post_init__(self) -> None:
         check_name("the task's name", self.name)
@@ -288,7 +324,7 @@ class Assignment(Message):
 
     `train`: take `version`, train, upload for `round` within `deadline_s` seconds. `wait`: ask again in
     `retry_after_s`. `done`: the task has ended, `version` is the last. `attempt` counts the times
-    that this round was opened.
+    that this round was opened. `cohort` is the device's group, 0 where there are none.
     """
 
     action: str
@@ -297,11 +333,13 @@ class Assignment(Message):
     version: int
     deadline_s: float
     retry_after_s: float
+    cohort: int = 0
 
     def __post_init__(self) -> None:
         _require(
             self.action in ("train", "wait", "done"), f"action must be train, wait or done, got {self.action[:40]!r}"
         )
+        _require(0 <= self.cohort < 64, f"cohort must be 0 to 63, got {self.cohort}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -389,7 +427,10 @@ class Receipt(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation(Message):
-    """PUT /v1/evaluations/{version}/{client}: held-out loss of one version on one device's own data."""
+    """PUT /v1/evaluations/{version}/{client}: held-out loss of one version on one device's own data.
+
+    `kind` is `global`, the model that everybody gets, or `personal`, with what this device keeps to itself.
+    """
 
     client: str
     layout: str
@@ -397,6 +438,7 @@ class Evaluation(Message):
     loss_sum: float
     tokens: int
     correct: int
+    kind: str = "global"
 
     def __post_init__(self) -> None:
         check_name("client", self.client)
@@ -404,6 +446,7 @@ class Evaluation(Message):
         _require(self.version >= 0, "version must not be negative")
         _require(0 < self.tokens < 2**53, f"tokens must be in 1..2^53-1, got {self.tokens}")
         _require(0 <= self.correct <= self.tokens, f"correct must be in 0..{self.tokens}, got {self.correct}")
+        _require(self.kind in ("global", "personal"), f"kind must be global or personal, got {self.kind[:40]!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,14 +19,19 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 X = torch.linspace(-2, 2, 24).reshape(2, 3, 4)
 M, N = torch.linspace(-1, 1, 12).reshape(3, 4), torch.linspace(0.5, 2, 20).reshape(4, 5)
+IMAGE, KERNEL = torch.linspace(-1, 1, 160).reshape(2, 4, 4, 5), torch.linspace(-1, 2, 48).reshape(2, 4, 3, 2)
+TAPS, TURNED = KERNEL[:, :1].repeat(2, 1, 1, 1), KERNEL.permute(1, 0, 2, 3).contiguous()
 I64 = torch.tensor([[0, 2, 1], [1, 1, 0]])
 B = torch.tensor([[True, False, True], [False, False, True]])
 
 # operator, inputs, further arguments, keyword arguments
-ROWS: list[tuple[Any, tuple[Tensor, ...], tuple[Any, ...], dict[str, Any]]] = [
+ROWS: list[tuple[Any, tuple[Tensor | None, ...], tuple[Any, ...], dict[str, Any]]] = [
     (aten.mm.default, (M, N), (), {}),
     (aten.addmm.default, (torch.ones(5), M, N), (), {}),
     (aten.addmm.default, (torch.ones(5), M, N), (), {"alpha": 2, "beta": 3}),
+    (aten.convolution.default, (IMAGE, KERNEL, torch.ones(2)), ([2, 1], [1, 0], [1, 2], False, [0, 0], 1), {}),
+    (aten.convolution.default, (IMAGE, TAPS, None), ([1, 1], [1, 1], [1, 1], False, [0, 0], 4), {}),
+    (aten.convolution.default, (IMAGE, TURNED, None), ([2, 2], [1, 1], [1, 1], True, [1, 0], 1), {}),
     (aten.bmm.default, (X, X.permute(0, 2, 1).contiguous()), (), {}),
     (aten.permute.default, (X,), ([2, 0, -2],), {}),
     (aten.reshape.default, (X,), ([6, -1],), {}),
@@ -100,7 +105,12 @@ ROWS: list[tuple[Any, tuple[Tensor, ...], tuple[Any, ...], dict[str, Any]]] = [
         "floor", "ceil",
     )),
 ]  # fmt: skip
-APART = {aten.cat.default, aten.split_with_sizes.default, aten.full.default}  # below: their inputs are lists
+APART = {
+    aten.max_pool2d_with_indices.default,
+    aten.cat.default,
+    aten.split_with_sizes.default,
+    aten.full.default,
+}  # below: their inputs are lists
 
 
 def graph_of(build: Callable[[fx.Graph, list[Any]], Any], inputs: tuple[Tensor, ...]) -> Graph:
@@ -138,8 +148,9 @@ def assert_same(seen: np.ndarray, expected: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("op", "inputs", "more", "kwargs"), ROWS, ids=lambda x: str(x) if "Op" in repr(type(x)) else ""
 )
-def test_row(op: Any, inputs: tuple[Tensor, ...], more: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def test_row(op: Any, inputs: tuple[Tensor | None, ...], more: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     def build(graph: fx.Graph, nodes: list[Any]) -> Any:
+        tensors = iter(nodes)
         if more == ("norm",):
             call = graph.call_function(op, (nodes[0], [4], nodes[1], nodes[2], 1e-5))
             return graph.call_function(__import__("operator").getitem, (call, 0))
@@ -148,9 +159,10 @@ def test_row(op: Any, inputs: tuple[Tensor, ...], more: tuple[Any, ...], kwargs:
         if "input" in more:
             rest = iter(nodes[1:])
             return graph.call_function(op, (nodes[0], *(next(rest) if m == "input" else m for m in more)))
-        return graph.call_function(op, (*nodes, *more), kwargs)
+        given = [None if x is None else next(tensors) for x in inputs]
+        return graph.call_function(op, (*given, *more), kwargs)
 
-    assert_same(*results(graph_of(build, inputs)))
+    assert_same(*results(graph_of(build, tuple(x for x in inputs if x is not None))))
 
 
 def test_table_is_tested() -> None:
@@ -167,6 +179,15 @@ def test_cat_split_and_full() -> None:
         return graph.call_function(aten.cat.default, ([second, ones, first], -1))
 
     assert_same(*results(graph_of(build, (X,))))
+
+
+@pytest.mark.parametrize("item", [0, 1])
+def test_max_pool_counts_through_each_plane(item: int) -> None:
+    def build(graph: fx.Graph, nodes: list[Any]) -> Any:
+        pool = graph.call_function(aten.max_pool2d_with_indices.default, (nodes[0], [3, 3], [2, 2], [1, 1]))
+        return graph.call_function(__import__("operator").getitem, (pool, item))
+
+    assert_same(*results(graph_of(build, (torch.randn(2, 4, 7, 5),))))
 
 
 def test_one_part_is_still_a_list() -> None:

@@ -57,7 +57,7 @@ def refused(model: Path | str, out: Path, sentence: str, **changes: Any) -> None
     """The export is refused with this sentence, of one line, and leaves its folder as it was."""
     before = sorted(out.parent.iterdir())
     with pytest.raises(UsageError) as caught:
-        export_model(Path(model) if isinstance(model, Path) else model, out, **changes)  # type: ignore[arg-type]
+        export_model(model, out, **changes)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
     assert sorted(out.parent.iterdir()) == before

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from covey_server import bodies, task_file
+from covey_server import bodies, operation, task_file
 from covey_server.admin import ADMIN_ROUTES
 from covey_server.handlers import ROUTES
+from covey_server.metrics import Metrics
 from covey_server.refusals import CODES
 from covey_server.run import spec_of
 from covey_shared import messages
@@ -41,6 +42,14 @@ def test_every_route_is_described(route: Any) -> None:
 @pytest.mark.parametrize("route", ADMIN_ROUTES, ids=lambda r: f"{r.method} {r.path}")
 def test_every_route_of_the_operator_is_described_with_its_role(route: Any) -> None:
     assert f"| `{route.method} {route.path}` | {route.policy.who} |" in SERVER
+
+
+def test_what_operators_ask_is_described() -> None:
+    for route in operation.ROUTES:
+        assert f"`{route.method} {route.path}`" in SERVER
+    for family in Metrics().registry.collect():
+        if family.name.startswith("covey_"):
+            assert f"`{family.name}{'_total' if family.type == 'counter' else ''}`" in SERVER
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: m.__name__)

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from covey_shared.bundle_signature import check_all, sign_folder
 from covey_shared.codec import codec_from_spec
+from covey_shared.keys import generate
 from covey_shared.messages import Adapter, Assignment, Receipt, Refusal, StageSpec, Task
 from tests.helpers_server import LAYOUT, MSGPACK, Device, call, run_to_end, send, served, status_of, write_task
 
@@ -226,6 +228,19 @@ def test_the_bundle_is_served_by_digest_with_ranges(tmp_path: Path) -> None:
         assert beyond.status == 416
         routes = status_of(server.url)["bytes"]["routes"]
         assert routes["blob"]["down"] == len(whole.body) + len(part.body) + len(rest.body)
+
+
+def test_the_signature_is_served_beside_the_manifest(tmp_path: Path) -> None:
+    task, key = write_task(tmp_path), generate()
+    with served(task) as server:
+        missing = call(server.url, "GET", "/v1/bundle/signature")
+        assert missing.status == 404
+        assert "not signed" in Refusal.from_bytes(missing.body).message
+        sign_folder(tmp_path / "bundle", key)
+        signatures = call(server.url, "GET", "/v1/bundle/signature")
+        manifest = call(server.url, "GET", "/v1/bundle")
+    assert (signatures.status, signatures.headers["Content-Type"]) == (200, "text/plain")
+    assert check_all(manifest.body, signatures.body) == (key.public,)
 
 
 @pytest.mark.parametrize("client", ["a/../b", "%2e%2e", ".hidden", "x" * 65, "a%00b", "a b", "ä"])

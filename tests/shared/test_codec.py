@@ -34,7 +34,10 @@ WRONG: list[tuple[Spec, str]] = [
     (spec(PACK, PACK), "this one is pack -> pack"),
     (spec(("tensor_scale", {}), ("tensor_scale", {}), PACK), "two stages of the codec write the part 'scale'"),
     (spec(("topkk", {"density": 0.5}), PACK), "unknown codec stage 'topkk'; did you mean 'topk'?"),
-    (spec(("gzip", {}), PACK), "unknown codec stage 'gzip'; known are topk, segment, tensor_scale, pack, levels"),
+    (
+        spec(("gzip", {}), PACK),
+        "unknown codec stage 'gzip'; known are topk, importance, adaptive, segment, tensor_scale, pack, levels, affine",
+    ),
     (spec(("topk", {}), PACK), "stage topk: the argument 'density' is missing"),
     (spec(("topk", {"densty": 0.5}), PACK), "stage topk: unknown argument 'densty'; did you mean 'density'?"),
     (spec(("tensor_scale", {"norm": 2}), PACK), "stage tensor_scale: unknown argument 'norm'; it takes none"),

@@ -65,7 +65,7 @@ def nested() -> list[Message]:
     task, adapter = MESSAGES["task"], MESSAGES["adapter"]
     assert isinstance(task, Task)
     assert isinstance(adapter, messages.Adapter)
-    return [task.local, task.upload_codec[0], adapter.steps[0]]
+    return [task.local, task.upload_codec[0], task.sharing, adapter.steps[0]]
 
 
 def test_every_message_has_a_golden_one() -> None:

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from covey_shared import messages, prng
-from covey_shared.codec import codec_from_spec, levels, spk1
+from covey_shared.codec import affine, codec_from_spec, levels, spk1
 from covey_shared.entries import Entries
 from covey_shared.errors import MessageError, PayloadError
 from covey_shared.layout import Layout, vector_digest
 from covey_shared.messages import StageSpec
-from tests.helpers_shared import float_bits, floats_of, payload_of, slow_lvl1, slow_spk1, vectors
+from tests.helpers_shared import float_bits, floats_of, payload_of, slow_aff1, slow_lvl1, slow_spk1, vectors
 from tests.vectors import make
 from tests.vectors.packed_cases import VALUES, WHERE
 
@@ -20,6 +20,7 @@ FORMATS = {"spk1": spk1.decode, "lvl1": levels.decode}
 GOOD = [(name, case) for name in FORMATS for case in vectors(f"{name}/good.json")["cases"]]
 BAD = [(name, case) for name in FORMATS for case in vectors(f"{name}/bad.json")["cases"]]
 CODEC = vectors("codec.json")
+AFF1 = vectors("aff1.json")
 
 
 def name_of(value: Any) -> str | None:
@@ -93,6 +94,21 @@ def test_bad_parts(case: dict[str, Any]) -> None:
         codec.decode({name: bytes.fromhex(part) for name, part in case["parts"].items()})
     assert str(caught.value) == case["error"]
     assert caught.value.status == case["status"]
+
+
+@pytest.mark.parametrize("case", AFF1["cases"], ids=name_of)
+def test_affine(case: dict[str, Any]) -> None:
+    layout = Layout.from_json(AFF1["layout"])
+    payload = bytes.fromhex(case["payload"])
+    assert float_bits(affine.decode(payload, layout, case["bits"])) == case["values"]
+    assert float_bits(np.array(slow_aff1(payload, layout), np.float32)) == case["values"]
+
+
+@pytest.mark.parametrize("case", AFF1["bad"], ids=name_of)
+def test_bad_affine(case: dict[str, Any]) -> None:
+    with pytest.raises(PayloadError) as caught:
+        affine.decode(bytes.fromhex(case["payload"]), Layout.from_json(AFF1["layout"]), case["bits"])
+    assert str(caught.value) == case["error"]
 
 
 def test_encoder_makes_the_golden_payloads() -> None:

@@ -12,6 +12,8 @@ import base64
 import dataclasses
 import hashlib
 import json
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from covey_shared import prng, signing
-from covey_shared.codec import codec_from_spec, levels, spk1
+from covey_shared.codec import affine, codec_from_spec, framing, levels, spk1
 from covey_shared.entries import Entries
 from covey_shared.errors import MessageError, PayloadError
 from covey_shared.keys import PrivateKey
@@ -39,6 +41,7 @@ from covey_shared.messages import (
     Message,
     Receipt,
     Refusal,
+    Sharing,
     StageSpec,
     Step,
     Task,
@@ -162,6 +165,8 @@ def codec_file() -> Json:
         [("topk", {"density": 0.5}), ("tensor_scale", {}), ("pack", {"values": "lev", "error": 0.05})],
         [("levels", {"error": 0.2})],
         [("segment", {"count": 2}), ("levels", {"error": 0.2})],
+        [("importance", {"density": 0.25}), ("pack", {"values": "f32"})],
+        [("adaptive", {"density": 0.25}), ("tensor_scale", {}), ("pack", {"values": "auto", "error": 0.65})],
     ]
     rows = []
     for chain in chains:
@@ -208,6 +213,60 @@ def bad_parts(rows: list[Json]) -> Iterator[Json]:
             raise AssertionError(f"{name} is accepted")
 
 
+def aff1_file() -> Json:
+    """AFF1: payloads with their layout, and some to refuse."""
+    vector = np.array([((i * 37) % 23 - 11) / 8 for i in range(LAYOUT.size)], np.float32)
+    flat = np.where(np.arange(LAYOUT.size) < 12, np.float32(0.1), vector)  # two channels of one value each
+    named = [("rows", vector), ("constant channels", flat), ("zeros", np.zeros(LAYOUT.size, np.float32))]
+    rows = []
+    for bits in affine.BITS:
+        for name, values in named:
+            payload = affine.encode(values, LAYOUT, bits)
+            back = float_bits(affine.decode(payload, LAYOUT, bits))
+            rows.append({"name": f"{name}, {bits} bits", "bits": bits, "payload": payload.hex(), "values": back})
+    return {
+        "about": "AFF1 payloads and the vectors that they decode to; under `bad` payloads to refuse.",
+        "layout": LAYOUT.to_json(),
+        "cases": rows,
+        "bad": list(aff1_bad(affine.encode(vector, LAYOUT, 2))),
+    }
+
+
+def aff1_bad(good: bytes) -> Iterator[Json]:
+    """Payloads of 2 bits that must be refused; from the sixth on the checksums are right."""
+    body = good[32:]
+    changed = {
+        "cut": good[:-1],
+        "bytes left over": good + b"\0",
+        "damaged header": good[:8] + b"\1" + good[9:],
+        "damaged body": good[:40] + b"\1" + good[41:],
+        "another format": b"LVL1" + good[4:],
+        "other bits": _sealed(good[:20] + struct.pack("<I", 8), body),
+        "flags": _sealed(good[:6] + b"\1\0" + good[8:24], body),
+        "another layout": _sealed(good[:16] + b"\0\0\0\0" + good[20:24], body),
+        "another size": _sealed(good[:8] + struct.pack("<I", 7) + good[12:24], body),
+        "fewer entries": _sealed(good[:12] + struct.pack("<I", 7) + good[16:24], body),
+        "a body that is too short": _sealed(good[:24], body[:-4]),
+        "a negative scale": _sealed(good[:24], b"\0\0\x80\xbf" + body[4:]),
+        "a scale of minus zero": _sealed(good[:24], b"\0\0\0\x80" + body[4:]),
+        "an offset that is not a number": _sealed(good[:24], body[:16] + b"\0\0\xc0\x7f" + body[20:]),
+        "a value that is not finite": _sealed(good[:24], b"\xff\xff\x7f\x7f" + body[4:]),
+        "a plain value that is not finite": _sealed(good[:24], body[:-4] + b"\0\0\x80\x7f"),
+    }
+    for name, payload in changed.items():
+        try:
+            affine.decode(payload, LAYOUT, 2)
+        except PayloadError as error:
+            yield {"name": name, "bits": 2, "payload": payload.hex(), "error": str(error), "status": error.status}
+        else:
+            raise AssertionError(f"{name} is accepted")
+
+
+def _sealed(fields: bytes, body: bytes) -> bytes:
+    """An AFF1 payload of the 24 header bytes before the checksums, and a body."""
+    return framing.seal(fields + struct.pack("<I", zlib.crc32(body))) + body
+
+
 # ---- messages ----
 
 DIGEST = "".join(f"{i:02x}" for i in range(32))
@@ -220,12 +279,18 @@ MESSAGES: dict[str, Message] = {
     "task": Task(
         protocol=1, name="notes", model="hub/model-1b", bundle=DIGEST, layout=DIGEST[::-1], seed=2**63 - 1, rounds=20,
         round=3, version=2, state="running", upload_codec=SPEC, local=LOCAL, max_upload_bytes=1_000_000,
+        sharing=Sharing(
+            personal=("kind:head", "*.h.3.*"), fresh=("kind:lora_A",), phases=(("kind:lora_B",), ("*", "x")),
+            ranks=(2, 8), second=True, cohort=("*.h.2.*",), cohorts=3, fusion="factorwise", sync_every=5,
+        ),
     ),
     "hello": Hello(protocol=1, enroll="code", nonce="AAAAAAAAAAcHBwcHBwcHBwcHBwcHBwcH"),
     "enroll": Enroll(client="phone-1", code="K7QF-9RTA-4MWX-Z2PC-8HNB"),
     "enrolled": Enrolled(client="phone-1"),
     "checkin": CheckIn(client="phone-1", layout=DIGEST, held=-1, examples=128, runtime="executorch"),
-    "assignment": Assignment(action="train", round=3, attempt=0, version=2, deadline_s=600.0, retry_after_s=0.0),
+    "assignment": Assignment(
+        action="train", round=3, attempt=0, version=2, deadline_s=600.0, retry_after_s=0.0, cohort=2
+    ),
     "adapter": Adapter(
         version=4, base=2, layout=DIGEST, digest=DIGEST,
         steps=(Step(version=3, codec=SPEC, parts={"packed": b"\x00\x01\xff"}), Step(version=4, codec=SPEC, parts={})),
@@ -236,7 +301,9 @@ MESSAGES: dict[str, Message] = {
         seconds=12.5,
     ),
     "receipt": Receipt(status="accepted", round=3, digest=DIGEST, payload_bytes=302, version=3, staleness=0),
-    "evaluation": Evaluation(client="phone-1", layout=DIGEST, version=2, loss_sum=1234.5, tokens=1000, correct=250),
+    "evaluation": Evaluation(
+        client="phone-1", layout=DIGEST, version=2, loss_sum=1234.5, tokens=1000, correct=250, kind="personal"
+    ),
     "refusal": Refusal(code="round_closed", message="round 3 is closed; ask again", retry_after_s=5.0),
 }  # fmt: skip
 
@@ -386,6 +453,7 @@ def build() -> dict[str, Json]:
         "prng.json": prng_file(),
         "start.json": start_file(),
         "codec.json": codec_file(),
+        "aff1.json": aff1_file(),
         "spk1/good.json": good_file("Valid SPK1 payloads.", spk1.decode, spk1_good()),
         "spk1/bad.json": bad_file("SPK1 payloads to refuse, one for each check.", spk1.decode, spk1_bad()),
         "lvl1/good.json": good_file("Valid LVL1 payloads.", levels.decode, lvl1_good()),

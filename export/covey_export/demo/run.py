@@ -21,6 +21,8 @@ from covey_export.demo.display import Display, Row
 from covey_export.demo.fleet import Process, spawn, status, stop, wait_for_url
 from covey_shared.bundle import Bundle
 from covey_shared.errors import UsageError
+from covey_shared.keyfile import PUBLIC, write_key
+from covey_shared.keys import generate
 
 POLL_S = 0.2
 LOSS_TOLERANCE = 1e-3  # relative, between PEFT in eager PyTorch and what the devices saw on their runtimes
@@ -133,7 +135,8 @@ def export_bundle(options: Options, console: Console) -> Bundle:
     folder = options.out / "bundle"
     args = [
         "export", options.model, "--out", str(folder), "--rank", str(options.rank), "--batch", str(options.batch),
-        "--seq-len", str(options.seq_len), "--targets", ",".join(dict.fromkeys(options.runtimes)), "--force",
+        "--seq-len", str(options.seq_len), "--targets", ",".join(dict.fromkeys(options.runtimes)),
+        "--sign", str(signing_key(options)), "--force",
     ]  # fmt: skip
     console.print(f"[bold]2[/] covey {' '.join(args)}")
     stamp, wanted = options.out / "bundle.args", "\n".join(args)
@@ -149,6 +152,14 @@ def export_bundle(options: Options, console: Console) -> Bundle:
         raise UsageError(f"the export failed with exit code {done.returncode}; its message is above")
     stamp.write_text(wanted)
     return Bundle.open(folder)
+
+
+def signing_key(options: Options) -> Path:
+    """The key that signs the demo's bundle, made once; its devices insist on it."""
+    path = options.out / "signer.pem"
+    if not path.exists():
+        write_key(path, generate())
+    return path
 
 
 def federate(options: Options, strategy: str, bundle: Bundle, console: Console) -> report.Run:
@@ -194,7 +205,7 @@ def start_client(options: Options, index: int, url: str, code: str, folder: Path
     events = folder / f"{package}.events"
     args = [
         "join", url, "--code", code, "--data", str(options.out / "devices" / package), "--name", package,
-        "--runtime", runtime,
+        "--runtime", runtime, "--bundle-key", f"{signing_key(options)}{PUBLIC}",
         "--state", str(folder / "clients" / package), "--cache", str(options.out / "cache"), "--events", str(events),
         "--save-heldout", str(folder / f"{package}.npz"), "--holdout", "0.15", "--eval-every", "4",
         "--threads", "1", "--quiet",

@@ -327,7 +327,33 @@ def _nibbles(b: Builder, packed: str, nothing: str) -> str:
     return str(b.op("Concat", *(b.op("BitwiseAnd", packed, mask) for mask in masks), axis=-1))
 
 
+def _convolution(b: Builder, n: Node) -> str:
+    x, weight, bias, stride, padding, dilation, transposed, left, groups = n.args
+    inputs = [b.value(v) for v in (x, weight, bias) if v is not None]
+    more = {"output_padding": left} if transposed else {}
+    return str(
+        b.op(
+            "ConvTranspose" if transposed else "Conv", *inputs, strides=stride, pads=[*padding, *padding],
+            dilations=dilation, group=groups, **more,
+        )
+    )  # fmt: skip
+
+
+def _max_pool(b: Builder, n: Node) -> Any:
+    """The maxima, and where in its plane each is: ONNX counts through the whole tensor, PyTorch through each plane."""
+    stride = _arg(n, 2, "stride") or n.args[1]
+    padding, dilation = _arg(n, 3, "padding", [0, 0]), _arg(n, 4, "dilation", [1, 1])
+    shape = shape_of(n.args[0])
+    values, where = b.op(
+        "MaxPool", b.value(n.args[0]), outputs=2, kernel_shape=n.args[1], strides=stride, pads=[*padding, *padding],
+        dilations=dilation, ceil_mode=int(bool(_arg(n, 5, "ceil_mode", False))),
+    )  # fmt: skip
+    return values, b.op("Mod", where, b.constant(shape[-1] * shape[-2]))
+
+
 TABLE: dict[Any, Translate] = {
+    aten.convolution.default: _convolution,
+    aten.max_pool2d_with_indices.default: _max_pool,
     DEQUANTISE: _dequantise,
     aten.mm.default: _product,
     aten.addmm.default: _addmm,

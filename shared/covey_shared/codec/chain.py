@@ -31,12 +31,18 @@ class Reach(NamedTuple):
     scaled: bool = False
 
 
+def _blind(adapter: Vector, state: State) -> State:
+    """Of what needs not know the adapter."""
+    return state
+
+
 class Stage(NamedTuple):
     """One stage, bound to a layout and to its place in a chain.
 
     `encode(entries, state)` gives what is left to send, the stage's own part (b"" if it has none) and the next state.
     `decode(entries, part)` undoes it; the entries that a final stage decodes are None. `part` names the part, "" for
     none, and has at most `max_bytes`. `leaves` is what the next stage, or the decoder's caller, has to expect.
+    `look(adapter, state)` shows it the adapter that a change led to.
     """
 
     spec: StageSpec
@@ -47,6 +53,7 @@ class Stage(NamedTuple):
     init: Callable[[int], State]
     encode: Callable[[Entries, State], tuple[Entries, bytes, State]]
     decode: Callable[[Entries | None, bytes], Entries]
+    look: Callable[[Vector, State], State] = _blind
 
 
 class Codec(NamedTuple):
@@ -55,7 +62,8 @@ class Codec(NamedTuple):
     `init(seed)` gives the first state. `encode(vector, state)` gives the parts to send and the next state, and raises
     CodecError for a vector that is not finite or has another size. `decode(parts)` gives the entries, or raises
     PayloadError. No encoded vector has more than `max_entries` entries or `max_bytes` bytes in all parts together, and
-    more are not decoded.
+    more are not decoded. `look(adapter, state)` is for a codec that chooses by what a change does to the adapter: show
+    it the trained one before `encode`.
     """
 
     spec: Spec
@@ -65,6 +73,7 @@ class Codec(NamedTuple):
     init: Callable[[int], State]
     encode: Callable[[Vector, State], tuple[Parts, State]]
     decode: Callable[[Mapping[str, bytes]], Entries]
+    look: Callable[[Vector, State], State] = _blind
 
 
 def chain(size: int, *stages: Stage) -> Codec:
@@ -101,6 +110,7 @@ def chain(size: int, *stages: Stage) -> Codec:
         init=lambda seed: [s.init(seed) for s in stages],
         encode=encode,
         decode=decode,
+        look=lambda adapter, state: [s.look(adapter, old) for s, old in zip(stages, state, strict=True)],
     )
 
 
@@ -126,7 +136,10 @@ def error_feedback(codec: Codec) -> Codec:
         wanted[sent.where] -= sent.values
         return parts, {"inner": inner, "residual": wanted}
 
-    return codec._replace(init=init, encode=encode)
+    def look(adapter: Vector, state: State) -> State:
+        return {**state, "inner": codec.look(adapter, state["inner"])}
+
+    return codec._replace(init=init, encode=encode, look=look)
 
 
 def check_vector(vector: Vector, size: int) -> None:

@@ -24,6 +24,38 @@ def sign() -> Spec:
     return (StageSpec(name="tensor_scale", args={}), StageSpec(name="pack", args={"values": "sign"}))
 
 
+def affine(bits: int) -> Spec:
+    """A scale and an offset for each output channel, and 8, 4 or 2 bits an entry: FLoCoRA (arXiv 2406.14082)."""
+    return (StageSpec(name="affine", args={"bits": bits}),)
+
+
+def segments(count: int) -> Spec:
+    """The signs of one of `count` segments, each in turn, with a scale a tensor: no index bytes.
+
+    Use it with error feedback, where changes are flat: AdamW with few local steps.
+    """
+    return (StageSpec(name="segment", args={"count": count}), *sign())
+
+
+def adaptive(density: float) -> Spec:
+    """Top-k where the change has a few large entries, segments of signs where it is flat; like bytes either way.
+
+    `density` is the share of entries that a top-k sends. Use it with error feedback.
+    """
+    pack = StageSpec(name="pack", args={"values": "auto", "error": 0.65})
+    return (
+        StageSpec(name="adaptive", args={"density": density}),
+        StageSpec(name="tensor_scale", args={}),
+        pack,
+    )
+
+
+def important(density: float) -> Spec:
+    """Top-k by what an entry changes in the model (after FedSRD), values to a tenth of their norm."""
+    pack = StageSpec(name="pack", args={"values": "auto", "error": 0.1})
+    return (StageSpec(name="importance", args={"density": density}), pack)
+
+
 def levels(error: float) -> Spec:
     """Every entry in a few bits; `error` is the relative L2 error of the whole vector: 0.5 takes about 1.3 bits."""
     return (StageSpec(name="levels", args={"error": error}),)

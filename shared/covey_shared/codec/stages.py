@@ -4,21 +4,21 @@ Each entry is a function that takes the layout, what reaches the stage, and the 
 A stage with arguments that it does not know, or values that it cannot use, is refused before anything is encoded.
 """
 
-import difflib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from covey_shared.codec import levels, scale, spk1, values
+from covey_shared.codec import affine, levels, scale, selection, spk1, values
+from covey_shared.codec.arguments import arguments, filter_stage, nearest, no_state, number, whole
 from covey_shared.codec.chain import Codec, Reach, Stage, State, chain
 from covey_shared.codec.topk import topk
 from covey_shared.entries import Entries
-from covey_shared.errors import CodecError, PayloadError
+from covey_shared.errors import CodecError, LayoutError, PayloadError
 from covey_shared.layout import Layout, Vector
-from covey_shared.messages import Scalar, StageSpec
+from covey_shared.messages import StageSpec
 from covey_shared.prng import draws
 
 LARGEST_MEAN = 2.0**90  # of a tensor's magnitudes; so no value times its scale overflows, whatever is lost on the way
@@ -39,7 +39,7 @@ def codec_from_spec(spec: Sequence[StageSpec], layout: Layout) -> Codec:
     reach = Reach(layout.size, contiguous=True)
     for item in spec:
         if item.name not in STAGES:
-            raise CodecError(f"unknown codec stage {item.name!r}{_nearest(item.name, STAGES)}")
+            raise CodecError(f"unknown codec stage {item.name!r}{nearest(item.name, STAGES)}")
         stage = STAGES[item.name](layout, reach, item)
         stages.append(stage)
         reach = stage.leaves
@@ -48,14 +48,61 @@ def codec_from_spec(spec: Sequence[StageSpec], layout: Layout) -> Codec:
 
 def _topk(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
     """`topk{density}`: the floor(density * entries) largest magnitudes, at least one, over all tensors together."""
-    density = _number(spec, _arguments(spec, {"density": None})["density"], "density", 0, 1)
+    density = number(spec, arguments(spec, {"density": None})["density"], "density", 0, 1)
 
     def encode(entries: Entries, state: State) -> tuple[Entries, bytes, State]:
         keep = topk(entries.values, max(1, math.floor(entries.count * density)))
         return Entries(entries.size, _positions(entries.where, keep), entries.values[keep]), b"", state
 
     leaves = Reach(max(1, math.floor(reach.entries * density)), scaled=reach.scaled)
-    return _filter(spec, leaves, encode)
+    return filter_stage(spec, leaves, encode)
+
+
+def _importance(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
+    """`importance{density}`: a top-k of how much each entry changes the model, by the norms of the other LoRA factor.
+
+    The decoder need not know the norms. Until the codec was shown an adapter all entries count alike.
+    """
+    density = number(spec, arguments(spec, {"density": None})["density"], "density", 0, 1)
+    try:
+        factors = selection.norms_size(layout)
+    except LayoutError as error:
+        raise CodecError(f"the stage importance cannot weigh this adapter: {error}") from None
+
+    def encode(entries: Entries, state: State) -> tuple[Entries, bytes, State]:
+        if not isinstance(state, np.ndarray) or state.shape != (factors,):
+            raise CodecError(f"the state of importance must be {factors} norms; make one with init")
+        weights = selection.importance(layout, state)[entries.where] if state.any() else np.float32(1)
+        keep = topk(_bounded(entries.values) * weights, max(1, math.floor(entries.count * density)))
+        return Entries(entries.size, _positions(entries.where, keep), entries.values[keep]), b"", state
+
+    leaves = Reach(max(1, math.floor(reach.entries * density)), scaled=reach.scaled)
+    stage = filter_stage(spec, leaves, encode, init=lambda seed: np.zeros(factors, np.float32))
+    return stage._replace(look=lambda adapter, state: selection.norms(layout, adapter))
+
+
+def _adaptive(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
+    """`adaptive{density}`: `topk` where a few entries carry the change, the next `segment` of like bytes where not.
+
+    The kurtosis of the change decides, each time anew. Follow it with tensor_scale and pack{auto, error 0.65}, which
+    takes signs for what is flat.
+    """
+    density = number(spec, arguments(spec, {"density": None})["density"], "density", 0, 1)
+    n, count = layout.size, min(layout.size, selection.segments_for(density))
+    top = max(1, math.floor(n * density))
+    part = _segment(layout, reach, StageSpec(name="segment", args={"count": count}))
+
+    def encode(entries: Entries, state: State) -> tuple[Entries, bytes, State]:
+        if selection.kurtosis(entries.values) < selection.FLAT:
+            return part.encode(entries, state)
+        keep = topk(entries.values, top)
+        return Entries(n, _positions(entries.where, keep), entries.values[keep]), b"", state
+
+    def decode(entries: Entries | None, part_: bytes) -> Entries:
+        assert entries is not None
+        return entries if entries.count <= top else part.decode(entries, part_)
+
+    return filter_stage(spec, Reach(max(top, part.leaves.entries)), encode, decode, init=part.init)
 
 
 def _segment(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
@@ -63,7 +110,7 @@ def _segment(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
 
     The seed picks the first, so that the devices of a round send different ones.
     """
-    count = _whole(spec, _arguments(spec, {"count": None})["count"], "count", 1, layout.size)
+    count = whole(spec, arguments(spec, {"count": None})["count"], "count", 1, layout.size)
     if reach != Reach(layout.size, contiguous=True):
         raise CodecError("the stage segment cuts the whole vector: put it first, and once")
     n = layout.size
@@ -83,7 +130,7 @@ def _segment(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
         return entries
 
     leaves = Reach(-(-n // count), contiguous=True)
-    return _filter(spec, leaves, encode, decode, init=lambda seed: int(draws(seed, 0, 1)[0] % np.uint64(count)))
+    return filter_stage(spec, leaves, encode, decode, init=lambda seed: int(draws(seed, 0, 1)[0] % np.uint64(count)))
 
 
 def _tensor_scale(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
@@ -91,7 +138,7 @@ def _tensor_scale(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
 
     An absent or all-zero tensor has scale 0 and decodes to zeros.
     """
-    _arguments(spec, {})
+    arguments(spec, {})
     starts = np.array(layout.offsets, np.int64)
     count = len(starts)
 
@@ -121,7 +168,7 @@ def _tensor_scale(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
             raise PayloadError("a value times its tensor's scale is not finite")
         return replace(entries, values=scaled)
 
-    return Stage(spec, "scale", False, reach._replace(scaled=True), 2 * count, _no_state, encode, decode)
+    return Stage(spec, "scale", False, reach._replace(scaled=True), 2 * count, no_state, encode, decode)
 
 
 def _pack(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
@@ -129,10 +176,10 @@ def _pack(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
 
     `error` is the relative L2 error that lev and auto may make.
     """
-    given = _arguments(spec, {"values": "auto", "error": 0.1})
-    mode, error = str(given["values"]), _number(spec, given["error"], "error", 1e-4, 1)
+    given = arguments(spec, {"values": "auto", "error": 0.1})
+    mode, error = str(given["values"]), number(spec, given["error"], "error", 1e-4, 1)
     if mode not in values.MODES:
-        raise CodecError(f"stage pack: unknown values {mode!r}{_nearest(mode, values.MODES)}")
+        raise CodecError(f"stage pack: unknown values {mode!r}{nearest(mode, values.MODES)}")
 
     def encode(entries: Entries, state: State) -> tuple[Entries, bytes, State]:
         if reach.scaled:
@@ -143,7 +190,7 @@ def _pack(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
         return spk1.decode(part, layout.size, layout.short_id, reach.entries)
 
     longest = spk1.max_bytes(reach.entries, layout.size, mode)
-    return Stage(spec, "packed", True, reach, longest, _no_state, encode, decode)
+    return Stage(spec, "packed", True, reach, longest, no_state, encode, decode)
 
 
 def _levels(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
@@ -151,7 +198,7 @@ def _levels(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
 
     For a Gaussian vector 0.5 takes 1.3 bits a coordinate, 0.3 takes 2.1, 0.1 takes 3.6.
     """
-    error = _number(spec, _arguments(spec, {"error": None})["error"], "error", 1e-3, 0.95)
+    error = number(spec, arguments(spec, {"error": None})["error"], "error", 1e-3, 0.95)
     if not reach.contiguous:
         raise CodecError("the stage levels takes whole vectors and segments; after topk use pack")
 
@@ -161,36 +208,42 @@ def _levels(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
     def decode(entries: Entries | None, part: bytes) -> Entries:
         return levels.decode(part, layout.size, layout.short_id, reach.entries)
 
-    return Stage(spec, "packed", True, reach, levels.max_bytes(reach.entries), _no_state, encode, decode)
+    return Stage(spec, "packed", True, reach, levels.max_bytes(reach.entries), no_state, encode, decode)
+
+
+def _affine(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
+    """`affine{bits}`: AFF1, each output channel with a scale and an offset and 8, 4 or 2 bits an entry (FLoCoRA)."""
+    bits = whole(spec, arguments(spec, {"bits": None})["bits"], "bits", 2, 8)
+    if bits not in affine.BITS:
+        raise CodecError(f"stage affine: bits must be 2, 4 or 8, got {bits}")
+    if reach != Reach(layout.size, contiguous=True):
+        raise CodecError("the stage affine takes the whole vector: let it stand alone")
+
+    def encode(entries: Entries, state: State) -> tuple[Entries, bytes, State]:
+        return entries, affine.encode(entries.values, layout, bits), state
+
+    def decode(entries: Entries | None, part: bytes) -> Entries:
+        return Entries(layout.size, slice(0, layout.size), affine.decode(part, layout, bits))
+
+    return Stage(spec, "packed", True, reach, affine.max_bytes(layout, bits), no_state, encode, decode)
 
 
 STAGES: dict[str, Callable[[Layout, Reach, StageSpec], Stage]] = {
     "topk": _topk,
+    "importance": _importance,
+    "adaptive": _adaptive,
     "segment": _segment,
     "tensor_scale": _tensor_scale,
     "pack": _pack,
     "levels": _levels,
+    "affine": _affine,
 }
 
 
-def _no_state(seed: int) -> State:
-    return None
-
-
-def _unchanged(entries: Entries | None, part: bytes) -> Entries:
-    assert entries is not None
-    return entries
-
-
-def _filter(
-    spec: StageSpec,
-    leaves: Reach,
-    encode: Callable[[Entries, State], tuple[Entries, bytes, State]],
-    decode: Callable[[Entries | None, bytes], Entries] = _unchanged,
-    init: Callable[[int], State] = _no_state,
-) -> Stage:
-    """A stage that leaves entries out and writes nothing."""
-    return Stage(spec, "", False, leaves, 0, init, encode, decode)
+def _bounded(values: Vector) -> Vector:
+    """The values, made so small that a weight cannot make one overflow."""
+    top = np.abs(values).max(initial=0)
+    return values / top if top > 1 else values
 
 
 def _positions(where: slice | NDArray[np.uint32], keep: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -204,41 +257,3 @@ def _span(entries: Entries) -> tuple[int, int]:
     if isinstance(entries.where, slice):
         return entries.where.start, entries.where.stop - 1
     return int(entries.where[0]), int(entries.where[-1])
-
-
-def _arguments(spec: StageSpec, known: dict[str, Scalar | None]) -> dict[str, Scalar]:
-    """The spec's arguments over their defaults; None marks one that must be given."""
-    for name in spec.args:
-        if name not in known:
-            raise CodecError(f"stage {spec.name}: unknown argument {name!r}{_nearest(name, known)}")
-    out = {}
-    for name, default in known.items():
-        value = spec.args.get(name, default)
-        if value is None:
-            raise CodecError(f"stage {spec.name}: the argument {name!r} is missing")
-        out[name] = value
-    return out
-
-
-def _number(spec: StageSpec, value: Scalar, name: str, low: float, high: float) -> float:
-    """A number in low..high, 0 excluded."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (value > 0 and low <= value <= high):
-        bound = f"{low:g}..{high:g}" if low else f"above 0 and at most {high:g}"
-        raise CodecError(f"stage {spec.name}: {name} must be a number {bound}, got {value!r}")
-    return float(value)
-
-
-def _whole(spec: StageSpec, value: Scalar, name: str, low: int, high: int) -> int:
-    """A whole number in low..high."""
-    if type(value) is not int or not low <= value <= high:
-        raise CodecError(f"stage {spec.name}: {name} must be a whole number in {low}..{high}, got {value!r}")
-    return value
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    """What to say about a word that is not known: the nearest that is, or all."""
-    known = list(known)
-    near = difflib.get_close_matches(word, known, n=1)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; known are {', '.join(known)}" if known else "; it takes none"

@@ -1,0 +1,295 @@
+package covey.core.client
+
+import covey.core.CoveyException
+import covey.core.MessageException
+import covey.core.PayloadException
+import covey.core.RefusedException
+import covey.core.ServerException
+import covey.core.StoppedException
+import covey.core.UsageException
+import covey.core.codec.codecFromSpec
+import covey.core.model.Prng
+import covey.core.model.floatsOf
+import covey.core.model.sha256
+import covey.core.model.toLittleEndian
+import covey.core.train.Dataset
+import covey.core.train.LocalRound
+import covey.core.train.LocalTrainer
+import covey.core.train.PersonalPolicy
+import covey.core.train.Progress
+import covey.core.train.Score
+import covey.core.train.evaluationBatches
+import covey.core.wire.Assignment
+import covey.core.wire.CheckIn
+import covey.core.wire.Evaluation
+import covey.core.wire.Task
+import covey.core.wire.Update
+
+/** What happens, for a screen or a log. */
+sealed interface ClientEvent {
+    data class Joined(val task: String, val model: String, val examples: Int, val heldout: Int) : ClientEvent
+    data class Round(val round: Int, val rounds: Int, val version: Int) : ClientEvent
+    data class Version(val version: Int, val bytes: Long) : ClientEvent
+    data class Evaluated(val version: Int, val loss: Double) : ClientEvent
+    data class Stepped(val round: Int, val step: Int, val steps: Int, val loss: Double) : ClientEvent
+    data class Trained(val round: Int, val lossBefore: Double, val lossAfter: Double, val bytes: Int) : ClientEvent
+    data class Uploaded(val round: Int, val bytes: Int, val status: String) : ClientEvent
+    data class Refused(val round: Int, val sentence: String) : ClientEvent
+    data class Waiting(val seconds: Double) : ClientEvent
+    data class Notice(val sentence: String) : ClientEvent
+    data class Finished(val rounds: Int, val lossBefore: Double?, val lossAfter: Double?) : ClientEvent
+}
+
+/** What does not change while a device takes part in a task. */
+class Device(
+    val task: Task,
+    val bundle: Bundle,
+    val dataset: Dataset,
+    val trainer: LocalTrainer,
+    val runtime: String,
+    val wishes: Wishes = Wishes(),
+    val evalBatches: Int = 16,
+    val policy: PersonalPolicy = PersonalPolicy(bundle.manifest.layout),
+) {
+    /** What a saved codec memory must be of to be used again. */
+    val codecName: String
+        get() = sha256(concat(task.uploadCodec.map { it.toBytes() }) + if (task.local.errorFeedback) 1 else 0)
+
+    /** The codec of the uploads. */
+    fun codec() = codecFromSpec(task.uploadCodec, bundle.manifest.layout, task.local.errorFeedback)
+
+    private fun concat(parts: List<ByteArray>) = parts.fold(ByteArray(0)) { all, part -> all + part }
+
+    companion object {
+        /** What a state folder belongs to: the same name over another model or seed is another task. */
+        fun taskName(task: Task): String = "${task.name}/${sha256("${task.bundle}${task.layout}${task.seed}".toByteArray()).take(16)}"
+    }
+}
+
+/**
+ * One device in one task: does what [reduce] says is next. What is durable when: a version once its digest is right;
+ * training after every step; an update, with its exact bytes, before the first byte of it is sent; the codec's next
+ * memory only together with the server's acknowledgement, so that a change that never arrived is not taken for sent.
+ */
+class Client(
+    private val device: Device,
+    private val calls: Calls,
+    private val folder: StateFolder,
+    record: ClientRecord,
+    private val clock: Clock,
+    private val emit: (ClientEvent) -> Unit,
+) {
+    /** What is remembered; every change of it is saved before it is relied on. */
+    var record: ClientRecord = record
+        private set
+    private var held = record.version()
+    private var uploaded = 0
+    private var refusals = 0
+
+    /** Take part until the task is done (or one round is); throws [StoppedException] when asked to stop. */
+    fun run(): ClientRecord {
+        var state = resume(facts())
+        while (true) {
+            val event = perform(state) ?: return record
+            state = reduce(state, event, facts(), device.wishes)
+        }
+    }
+
+    private fun facts() = Facts(held.version, record.history.map { it.version }.toSet(), record.pending.isNotEmpty(), uploaded)
+
+    private fun perform(state: RoundState): RoundEvent? = when (state) {
+        is RoundState.CheckingIn -> checkIn()
+        is RoundState.Fetching -> fetch(state.version)
+        is RoundState.Evaluating -> evaluate(state.version)
+        is RoundState.Training -> train(state.assignment)
+        is RoundState.Uploading -> upload()
+        is RoundState.Waiting -> pause(state.seconds)
+        is RoundState.Finished -> finish()
+    }
+
+    private fun finish(): RoundEvent? {
+        emit(ClientEvent.Finished(record.rounds, record.history.firstOrNull { it.version == 0 }?.loss, record.history.lastOrNull()?.loss))
+        return null
+    }
+
+    private fun checkIn(): RoundEvent {
+        val task = device.task
+        val message = CheckIn(record.client, task.layout, held.version, device.dataset.train.count, device.runtime)
+        val assignment = try {
+            calls.checkIn(message)
+        } catch (error: RefusedException) {
+            return refused(error, 0)
+        }
+        if (assignment.action == "train") emit(ClientEvent.Round(assignment.round, task.rounds, assignment.version))
+        return RoundEvent.Assigned(assignment)
+    }
+
+    /** Come to a version: from the one held if the server's steps fit, else from the beginning. */
+    private fun fetch(version: Int): RoundEvent {
+        val before = held
+        val traffic = calls.network.traffic
+        val received = traffic.received[Calls.ADAPTER] ?: 0
+        val from = if (before.version <= version) before else Held(NOTHING, before.adapter)
+        try {
+            held = try {
+                advanceFrom(from, version)
+            } catch (error: CoveyException) {
+                if (from.version == NOTHING || !mayStartAgain(error)) throw error
+                emit(ClientEvent.Notice("starting again from the whole adapter: ${error.sentence}"))
+                advanceFrom(Held(NOTHING, from.adapter), version)
+            }
+        } catch (error: RefusedException) {
+            return refused(error, 0)
+        }
+        val wentBack = version < before.version // the server lost what it had: its next versions are other ones
+        val history = record.history.filter { !wentBack || it.version == 0 || it.version == version }
+        save(record.copy(held = held.version, adapter = held.adapter.toLittleEndian(), history = history))
+        emit(ClientEvent.Version(version, (traffic.received[Calls.ADAPTER] ?: 0) - received))
+        return RoundEvent.Done
+    }
+
+    private fun mayStartAgain(error: CoveyException) =
+        error is RefusedException || error is MessageException || error is PayloadException || error is ServerException
+
+    private fun advanceFrom(from: Held, version: Int): Held {
+        val layout = device.bundle.manifest.layout
+        return advance(from, calls.adapter(version, from.version, layout), layout) { device.bundle.start(device.task.seed) }
+    }
+
+    private fun evaluate(version: Int): RoundEvent {
+        val score = score(device.policy.merged(held.adapter, own()))
+        val message = Evaluation(record.client, device.task.layout, version, score.lossSum, score.tokens, score.correct)
+        try {
+            calls.evaluation(message)
+        } catch (error: RefusedException) {
+            emit(ClientEvent.Notice("the server does not take the evaluation of version $version: ${error.sentence}"))
+        }
+        val scored = Scored(version, score.lossSum, score.tokens, score.correct)
+        save(record.copy(history = record.history.take(1) + record.history.drop(1).takeLast(HISTORY) + scored))
+        emit(ClientEvent.Evaluated(version, score.loss))
+        return RoundEvent.Done
+    }
+
+    private fun score(adapter: FloatArray): Score =
+        evaluationBatches(device.dataset.heldout, device.bundle.manifest.batchSize, device.evalBatches)
+            .map { clock.sleep(0.0); device.trainer.evaluate(adapter, it) }
+            .reduce(Score::plus)
+
+    /** All steps of a round, from where a killed process left it; then the update, encoded and saved. */
+    private fun train(assignment: Assignment): RoundEvent {
+        val progress = trainSteps(assignment) ?: return RoundEvent.Dropped
+        val (pending, before) = encode(assignment, progress)
+        val personal = if (device.policy.any) progress.adapter.toLittleEndian() else ByteArray(0)
+        save(
+            record.copy(
+                pending = listOf(pending), codec = device.codecName, memory = before, personal = personal,
+                trainSeconds = record.trainSeconds + progress.seconds,
+            ),
+        )
+        folder.forget(TRAINING)
+        emit(ClientEvent.Trained(assignment.round, progress.lossBefore, progress.lossAfter, pending.body.size))
+        return RoundEvent.Done
+    }
+
+    private fun trainSteps(assignment: Assignment): Progress? {
+        val task = device.task
+        val deadline = clock.seconds() + assignment.deadlineS
+        val seed = LocalRound.seed(task.seed, assignment.round, record.client)
+        val round = LocalRound(device.trainer, device.dataset.train, device.bundle.manifest.batchSize, task.local, seed)
+        var progress = resumed(assignment) ?: round.begin(device.policy.merged(held.adapter, own()))
+        while (!round.done(progress)) {
+            clock.sleep(0.0) // a request to stop is heeded here: the step before is on disk
+            progress = round.step(progress)
+            folder.save(TRAINING, TrainingRecord.of(record.task, assignment.round, assignment.attempt, assignment.version, progress))
+            emit(ClientEvent.Stepped(assignment.round, progress.step, task.local.steps, progress.last.last()))
+            if (clock.seconds() > deadline && !round.done(progress)) {
+                emit(ClientEvent.Notice("round ${assignment.round} is late at step ${progress.step}; it is kept in case it is opened again"))
+                return null
+            }
+        }
+        return progress
+    }
+
+    /** The round's saved progress if there is any of this very round. */
+    private fun resumed(assignment: Assignment): Progress? {
+        val saved = folder.load(TRAINING, TrainingRecord) { emit(ClientEvent.Notice(it)) } ?: return null
+        val same = saved.task == record.task && saved.round == assignment.round && saved.attempt == assignment.attempt &&
+            saved.version == assignment.version && saved.adapter.size == 4 * device.bundle.manifest.layout.size
+        if (!same) return null
+        emit(ClientEvent.Notice("going on with round ${assignment.round} after step ${saved.step}"))
+        return saved.progress()
+    }
+
+    /** The round's change as an update to send, and the codec's memory until that is acknowledged. */
+    private fun encode(assignment: Assignment, progress: Progress): Pair<Pending, covey.core.wire.CodecMemory> {
+        val task = device.task
+        val codec = device.codec()
+        val memory = if (record.codec == device.codecName) record.memory else codec.init(Prng.derive(task.seed, "codec", record.client))
+        val change = FloatArray(held.adapter.size) { progress.adapter[it] - held.adapter[it] }
+        val (parts, after) = codec.encode(device.policy.shared(change), memory, progress.adapter)
+        val body = Update(
+            record.client, task.layout, assignment.round, assignment.attempt, assignment.version, task.uploadCodec, parts,
+            device.dataset.train.count, progress.step, progress.lossBefore, progress.lossAfter, progress.seconds,
+        ).toBytes()
+        if (body.size > task.maxUploadBytes) {
+            throw UsageException(
+                "the update has ${body.size} bytes, the server takes at most ${task.maxUploadBytes}: its operator has to " +
+                    "raise the limit or choose a smaller codec",
+            )
+        }
+        return Pending(assignment.round, assignment.attempt, assignment.version, body, after) to memory
+    }
+
+    /** Send the pending bytes until they are acknowledged; a refusal drops them and keeps the codec's old memory. */
+    private fun upload(): RoundEvent {
+        val pending = record.pending.first()
+        val receipt = try {
+            calls.update(pending.round, record.client, pending.body)
+        } catch (error: RefusedException) {
+            save(record.copy(pending = emptyList()))
+            return refused(error, pending.round)
+        }
+        if (receipt.digest != sha256(pending.body)) {
+            throw ServerException("the server acknowledged other bytes than were sent for round ${pending.round}")
+        }
+        uploaded++
+        refusals = 0
+        save(record.copy(pending = emptyList(), memory = pending.codecAfter, rounds = record.rounds + 1))
+        emit(ClientEvent.Uploaded(pending.round, pending.body.size, receipt.status))
+        return RoundEvent.Done
+    }
+
+    /** Note a refusal and pause; too many in a row are the end. */
+    private fun refused(error: RefusedException, round: Int): RoundEvent {
+        emit(ClientEvent.Refused(round, error.sentence))
+        if (error.status == 401 || error.status == 403 || ++refusals >= MAX_REFUSALS) throw error
+        clock.sleep(calls.network.backoff.delay(refusals, clock.draw()))
+        return RoundEvent.Dropped
+    }
+
+    /** Sleep as long as the server asked, with a little jitter so that devices do not march in step. */
+    private fun pause(wanted: Double): RoundEvent {
+        val seconds = wanted.coerceIn(MIN_WAIT_S, MAX_WAIT_S) * (1 + 0.1 * clock.draw())
+        emit(ClientEvent.Waiting(seconds))
+        clock.sleep(seconds)
+        return RoundEvent.Done
+    }
+
+    private fun own(): FloatArray? = record.personal.takeIf { it.isNotEmpty() }?.let(::floatsOf)
+
+    private fun save(changed: ClientRecord) {
+        val traffic = calls.network.traffic
+        record = changed.copy(sent = traffic.sent.toMap(), received = traffic.received.toMap())
+        folder.save(CLIENT, record)
+    }
+
+    companion object {
+        /** The files of the state folder. */
+        const val CLIENT = "client"
+        const val TRAINING = "training"
+        private const val HISTORY = 2000
+        private const val MAX_REFUSALS = 5
+        private const val MIN_WAIT_S = 0.02
+        private const val MAX_WAIT_S = 600.0
+    }
+}
