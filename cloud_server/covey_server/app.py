@@ -2,11 +2,12 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 from aiohttp import web
 
-from covey_server import operation
+from covey_server import operation, upload_handlers
 from covey_server.aggregator import Aggregator
 from covey_server.bodies import IN_FLIGHT, Budget
 from covey_server.handlers import AGGREGATOR, BUDGET, RECEIVED, Handler, device_of
@@ -14,6 +15,8 @@ from covey_server.handlers import ROUTES as DEVICE_ROUTES
 from covey_server.logs import access, new_request_id
 from covey_server.operation import ALWAYS, STOPPING
 from covey_server.refusals import Refused, refusal, respond
+from covey_server.upload_handlers import UPLOADS
+from covey_server.uploads import Uploads
 from covey_server.validation import max_upload_bytes
 
 
@@ -39,7 +42,9 @@ GATE = web.AppKey("gate", Gate)
 
 # aiohttp's own defaults keep an idle connection for an hour, inflate compressed bodies and linger on refused ones.
 RUNNER: dict[str, Any] = {"keepalive_timeout": 30.0, "lingering_time": 2.0, "auto_decompress": False}
-ROUTES = (*DEVICE_ROUTES, *operation.ROUTES)
+ROUTES = (*DEVICE_ROUTES, *upload_handlers.ROUTES, *operation.ROUTES)
+SWEEP_S = 60.0  # between two looks for uploads that nobody continues
+PARTIAL = 256 * 2**20  # bytes that unfinished uploads may come to, all together
 NAMES = {(route.method, route.path): route.name for route in ROUTES}
 
 
@@ -50,10 +55,26 @@ def make_app(aggregator: Aggregator) -> web.Application:
     app[STOPPING] = []
     app[GATE] = Gate(app[STOPPING])
     app[BUDGET] = Budget(max(IN_FLIGHT, 4 * max_upload_bytes(aggregator.run.upload)))
+    limit = max(PARTIAL, 4 * max_upload_bytes(aggregator.run.upload))
+    app[UPLOADS] = Uploads(aggregator.run.blobs.folder.parent / "uploads", limit, time.monotonic())
+    app.cleanup_ctx.append(sweep_uploads)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, route.handler)
     app.on_response_prepare.append(count_traffic)
     return app
+
+
+async def sweep_uploads(app: web.Application) -> AsyncIterator[None]:
+    """Removes uploads that nobody continues, as long as the application runs."""
+
+    async def sweep() -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            app[UPLOADS].sweep(time.monotonic())
+
+    task = asyncio.create_task(sweep())
+    yield
+    task.cancel()
 
 
 @web.middleware

@@ -6,7 +6,7 @@ any Content-Encoding is refused (the application is started with decompression o
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 from aiohttp import web
@@ -42,8 +42,12 @@ class Budget:
 
 async def read_body(request: web.Request, limit: int) -> bytes:
     """The whole body, at most `limit` bytes, or Refused."""
-    _check_headers(request, limit)
-    pieces: list[bytes] = []
+    return b"".join([piece async for piece in body_pieces(request, limit, MEDIA_TYPE)])
+
+
+async def body_pieces(request: web.Request, limit: int, media_type: str) -> AsyncIterator[bytes]:
+    """The body as it comes, at most `limit` bytes, or Refused."""
+    _check_headers(request, limit, media_type)
     size = 0
     loop = asyncio.get_running_loop()
     started = loop.time()
@@ -54,18 +58,17 @@ async def read_body(request: web.Request, limit: int) -> bytes:
         elapsed = loop.time() - started
         if elapsed > SLOW_AFTER_S and size < SLOWEST_BYTES_S * elapsed:
             raise Refused("slow_body", f"the body came at under {SLOWEST_BYTES_S} bytes a second; try a better link")
-        pieces.append(piece)
+        yield piece
         failpoint("body")
-    return b"".join(pieces)
 
 
-def _check_headers(request: web.Request, limit: int) -> None:
+def _check_headers(request: web.Request, limit: int, media_type: str) -> None:
     """What can be refused before a byte is read."""
     encoding = request.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         raise Refused("media_type", f"Content-Encoding {encoding[:40]!r} is not accepted; send the bytes as they are")
-    if request.content_type != MEDIA_TYPE:
-        raise Refused("media_type", f"Content-Type must be {MEDIA_TYPE}, got {request.content_type[:80]!r}")
+    if request.content_type != media_type:
+        raise Refused("media_type", f"Content-Type must be {media_type}, got {request.content_type[:80]!r}")
     if request.content_length is not None and request.content_length > limit:
         raise Refused(
             "too_large", f"the body has {request.content_length:,} bytes, at most {limit:,} are accepted here"

@@ -52,16 +52,16 @@ async def post_check_in(request: web.Request) -> web.Response:
 
 async def get_adapter(request: web.Request) -> web.Response:
     """How to come from what a device holds to a version."""
-    version = _number(request.match_info["version"], "the version")
+    version = number_of(request.match_info["version"], "the version")
     text = request.query.get("held", "-1")
-    held = -1 if text == "-1" else _number(text, "held")
+    held = -1 if text == "-1" else number_of(text, "held")
     return web.Response(body=await request.app[AGGREGATOR].adapter(version, held), content_type=MEDIA_TYPE)
 
 
 async def put_update(request: web.Request) -> web.Response:
     """A device's coded change."""
     aggregator = request.app[AGGREGATOR]
-    round_, client = _number(request.match_info["round"], "the round"), _client(request)
+    round_, client = number_of(request.match_info["round"], "the round"), client_of(request)
     failpoint("received")
     limit = max_upload_bytes(aggregator.run.upload)
     with request.app[BUDGET].reserve(min(request.content_length or limit, limit)):
@@ -71,7 +71,7 @@ async def put_update(request: web.Request) -> web.Response:
 
 async def put_evaluation(request: web.Request) -> web.Response:
     """A device's held-out loss."""
-    version, client = _number(request.match_info["version"], "the version"), _client(request)
+    version, client = number_of(request.match_info["version"], "the version"), client_of(request)
     message = Evaluation.from_bytes(await _body(request, SMALL))
     if (message.version, message.client) != (version, client):
         raise Refused("bad_message", "the evaluation names another version or device than its address")
@@ -141,14 +141,15 @@ async def _body(request: web.Request, limit: int) -> bytes:
     return body
 
 
-def _client(request: web.Request) -> str:
+def client_of(request: web.Request) -> str:
+    """The device that an address names."""
     client = request.match_info["client"]
     check_name("client", client)
     request[DEVICE] = client
     return client
 
 
-def _number(text: str, what: str) -> int:
+def number_of(text: str, what: str) -> int:
     """A number of an address: decimal digits and no more."""
     if not (text.isascii() and text.isdigit() and len(text) <= 16 and int(text) < MAX_NUMBER):
         raise Refused("bad_message", f"{what} must be a number, got {text[:40]!r}")

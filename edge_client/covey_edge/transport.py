@@ -11,11 +11,10 @@ counted, and where a signature would be added.
 """
 
 import asyncio
-import itertools
 import os
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Container, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -32,6 +31,7 @@ from covey_shared.messages import Refusal
 
 T = TypeVar("T")
 MSGPACK = "application/msgpack"
+MSGPACK_BODY: Mapping[str, str] = {"Content-Type": MSGPACK}
 SMALL_BYTES = 1 << 20  # more than any control message or refusal
 CONNECT_S, IDLE_S = 10.0, 60.0  # to connect; between two pieces of an answer
 MAX_RETRY_AFTER_S = 3600.0  # a server that says "in a year" is not believed
@@ -116,6 +116,14 @@ async def connect(url: str, client: str, traffic: Traffic) -> AsyncIterator["Tra
         yield Transport(url, session, traffic)
 
 
+class Reply(NamedTuple):
+    """An answer that was wanted."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
 @dataclass
 class Transport:
     """One server. `notice` hears why something is tried again, once for each time that it happens."""
@@ -135,17 +143,28 @@ class Transport:
         server gives. `kind` names the counter that the bytes are added to.
         """
 
-        async def attempt() -> bytes:
-            headers = {"Content-Type": MSGPACK} if body is not None else {}
-            async with self.session.request(
-                method, self.url + path, data=body, headers=headers, allow_redirects=False
-            ) as response:
-                data = await read_bounded(response, limit)
-                self.traffic.add(kind, len(body or b""), len(data))
-                check_status(response, data, self.url)
-                return data
+        return (await self.retried(lambda: self.once(method, path, body=body, limit=limit, kind=kind))).body
 
-        return await self.retried(attempt)
+    async def once(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        limit: int = SMALL_BYTES,
+        kind: str = "control",
+        headers: Mapping[str, str] = MSGPACK_BODY,
+        good: Container[int] = (HTTPStatus.OK,),
+    ) -> "Reply":
+        """One try. Raises one of NETWORK_ERRORS or Busy where another may help; `headers` go with a body alone."""
+        sent = dict(headers) if body is not None else {}
+        async with self.session.request(
+            method, self.url + path, data=body, headers=sent, allow_redirects=False
+        ) as response:
+            data = await read_bounded(response, limit) if method != "HEAD" else b""
+            self.traffic.add(kind, len(body or b""), len(data))
+            check_status(response, data, self.url, good)
+            return Reply(response.status, response.headers, data)
 
     async def stream(self, path: str, first: int, kind: str) -> AsyncGenerator[tuple[int, bytes], None]:
         """One try at a file from byte `first` on: pairs of (position, piece). The caller goes on after an error."""
@@ -163,15 +182,20 @@ class Transport:
                 yield first, piece
                 first += len(piece)
 
-    async def retried(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """The result of the first try that succeeds; waits between tries, gives up when the patience ends."""
+    async def retried(self, attempt: Callable[[], Awaitable[T]], progressed: Callable[[], bool] = lambda: False) -> T:
+        """The result of the first try that succeeds; waits between tries, gives up when the patience ends.
+
+        A try that `progressed` before it failed counts as the first: the link is poor, not gone.
+        """
         clock = asyncio.get_running_loop().time
-        started = clock()
-        for tries in itertools.count():
+        started, tries = clock(), -1
+        while True:
+            tries += 1
             try:
                 return await attempt()
             except (Busy, *NETWORK_ERRORS) as error:
                 refuse_certificate(error, self.url)
+                tries = 0 if progressed() else tries
                 cause = describe(error)
                 delay = self.backoff.delay(tries, random.random(), getattr(error, "retry_after_s", 0.0))
             except aiohttp.ClientError as error:  # what is left is not HTTP as we know it
@@ -181,7 +205,6 @@ class Transport:
             if tries == 0:
                 self.notice(f"{self.url} does not answer ({cause}); trying again")
             await asyncio.sleep(delay)
-        raise AssertionError("unreachable")
 
 
 async def read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -213,10 +236,12 @@ def refuse_certificate(error: BaseException, url: str) -> None:
         raise ServerError(f"the TLS connection to {url} is not trusted: {error}") from None
 
 
-def check_status(response: aiohttp.ClientResponse, data: bytes, url: str) -> None:
-    """Raises Busy for what may be tried again and Refused for what is final; returns for 200."""
+def check_status(
+    response: aiohttp.ClientResponse, data: bytes, url: str, good: Container[int] = (HTTPStatus.OK,)
+) -> None:
+    """Raises Busy for what may be tried again and Refused for what is final; returns for a `good` status."""
     status = response.status
-    if status == HTTPStatus.OK:
+    if status in good:
         return
     refusal = parse_refusal(data)
     if status in RETRIED or status >= 500:
