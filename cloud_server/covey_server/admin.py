@@ -16,7 +16,7 @@ from covey_server.access import OPERATOR, VIEWER
 from covey_server.aggregator import Aggregator
 from covey_server.app import GATE, Gate, answer_errors
 from covey_server.bodies import read_body
-from covey_server.guard import DOOR, MEDIA, TABLE, UPLOAD_BYTES, Door, guard
+from covey_server.guard import DOOR, FOR_PEOPLE, TABLE, UPLOAD_BYTES, Door, guard
 from covey_server.handlers import AGGREGATOR
 from covey_server.limits import Rate
 from covey_server.operation import STOPPING
@@ -78,7 +78,7 @@ ADMIN_ROUTES = (
     Route("GET", "/v1/devices", "devices", get_devices, Policy(VIEWER, 0, LOOK, SAFE)),
     Route("POST", "/v1/devices/{name}/revoke", "revoke", post_revoke, Policy(OPERATOR, 0, ACT, SAME)),
     Route("GET", "/v1/codes", "codes", get_codes, Policy(OPERATOR, 0, LOOK, SAFE)),
-    Route("POST", "/v1/codes", "new codes", post_codes, Policy(OPERATOR, 1024, ACT, NEW)),
+    Route("POST", "/v1/codes", "new codes", post_codes, Policy(OPERATOR, 1024, ACT, NEW, JSON)),
     Route("DELETE", "/v1/codes/{id}", "drop code", delete_code, Policy(OPERATOR, 0, ACT, SAME)),
 )
 ALL_ROUTES = (*ADMIN_ROUTES, *operation.ROUTES)
@@ -87,7 +87,7 @@ ALL_ROUTES = (*ADMIN_ROUTES, *operation.ROUTES)
 def make_admin(aggregator: Aggregator, door: Door, stopping: list[bool]) -> web.Application:
     """The operator's application, beside the devices' one whose `door` and `stopping` it shares."""
     app = web.Application(middlewares=[answer_errors, guard])
-    app[AGGREGATOR], app[DOOR], app[MEDIA], app[STOPPING], app[UPLOAD_BYTES] = aggregator, door, JSON, stopping, 0
+    app[AGGREGATOR], app[DOOR], app[FOR_PEOPLE], app[STOPPING], app[UPLOAD_BYTES] = aggregator, door, True, stopping, 0
     app[GATE] = Gate(stopping)
     for route in ALL_ROUTES:
         app.router.add_route(route.method, route.path, route.handler)

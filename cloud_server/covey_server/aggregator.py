@@ -121,22 +121,35 @@ class Aggregator:
         else:  # it may have been counted when it came for the first time
             known = await run.db.do(store.known, row)
             verdict = known if known is not None else store.Verdict(refused.code)
-        stored = verdict.row
-        if stored is None:
+        if verdict.row is None:
             raise Refused(*(refused or self._closed(row)))
-        if verdict.kind == "conflict":
-            log.warning("other bytes for round %d than those counted: %s, not %s", round_, row.sha256, stored.sha256)
+        if verdict.kind == "accepted":
+            self._apply(engine.UpdateAccepted(round_, client, verdict.row.counted_in))
+            self.metrics.staleness.observe(verdict.row.staleness)
+        return self._receipt(verdict.row, row.sha256, verdict.kind)
+
+    async def welcome(self, round_: int, client: str, version: int, sha256: str) -> Receipt | None:
+        """Before an update comes in pieces: None if it may, its receipt if it is counted already, or Refused."""
+        stored = await self.run.db.do(store.find_update, round_, client)
+        if stored is not None:
+            return self._receipt(stored, sha256, "duplicate" if stored.sha256 == sha256 else "conflict")
+        refused = self.run.machine.admits(self.state, client, round_, version)
+        if refused is not None:
+            raise Refused(*refused)
+        return None
+
+    def _receipt(self, stored: store.UpdateRow, sha256: str, kind: str) -> Receipt:
+        """The answer for bytes with this digest, where `stored` is what is counted."""
+        if kind == "conflict":
+            log.warning("other bytes for round %d than those counted: %s, not %s", stored.round, sha256, stored.sha256)
             raise Refused(
                 "conflict",
-                f"round {round_} already has an update of device {client} with digest {stored.sha256}, this one has "
-                f"{row.sha256}; drop it and check in again",
+                f"round {stored.round} already has an update of device {stored.client} with digest {stored.sha256}, "
+                f"this one has {sha256}; drop it and check in again",
             )
-        if verdict.kind == "accepted":
-            self._apply(engine.UpdateAccepted(round_, client, stored.counted_in))
-            self.metrics.staleness.observe(stored.staleness)
-        self.metrics.updates.labels(verdict.kind).inc()
+        self.metrics.updates.labels(kind).inc()
         return Receipt(
-            status=verdict.kind, round=round_, digest=row.sha256, payload_bytes=len(body), version=stored.counted_in,
+            status=kind, round=stored.round, digest=sha256, payload_bytes=stored.bytes, version=stored.counted_in,
             staleness=stored.staleness,
         )  # fmt: skip
 

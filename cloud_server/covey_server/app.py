@@ -2,20 +2,23 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 from aiohttp import web
 
-from covey_server import operation
+from covey_server import operation, upload_handlers
 from covey_server.aggregator import Aggregator
 from covey_server.bodies import IN_FLIGHT, Budget
-from covey_server.guard import DOOR, MEDIA, TABLE, UPLOAD_BYTES, Door, Reader, guard, hand_out_nonce, route_of
+from covey_server.guard import DOOR, FOR_PEOPLE, TABLE, UPLOAD_BYTES, Door, Reader, guard, hand_out_nonce, route_of
 from covey_server.handlers import AGGREGATOR, BUDGET, RECEIVED, device_of
 from covey_server.handlers import ROUTES as DEVICE_ROUTES
 from covey_server.logs import access, new_request_id
 from covey_server.operation import ALWAYS, STOPPING
 from covey_server.policy import Handler, check_routes
 from covey_server.refusals import Refused, refusal, respond
+from covey_server.upload_handlers import UPLOADS
+from covey_server.uploads import Uploads
 from covey_server.validation import max_upload_bytes
 
 
@@ -42,7 +45,9 @@ MEDIA_JSON = "application/json"
 
 # aiohttp's own defaults keep an idle connection for an hour, inflate compressed bodies and linger on refused ones.
 RUNNER: dict[str, Any] = {"keepalive_timeout": 30.0, "lingering_time": 2.0, "auto_decompress": False}
-ROUTES = (*DEVICE_ROUTES, *operation.HEALTH)
+ROUTES = (*DEVICE_ROUTES, *upload_handlers.ROUTES, *operation.HEALTH)
+SWEEP_S = 60.0  # between two looks for uploads that nobody continues
+PARTIAL = 256 * 2**20  # bytes that unfinished uploads may come to, all together
 
 
 def make_app(aggregator: Aggregator, *, is_open: bool = False) -> web.Application:
@@ -54,6 +59,9 @@ def make_app(aggregator: Aggregator, *, is_open: bool = False) -> web.Applicatio
     app[GATE] = Gate(app[STOPPING])
     app[UPLOAD_BYTES] = max_upload_bytes(run.upload)
     app[BUDGET] = Budget(max(IN_FLIGHT, 4 * app[UPLOAD_BYTES]))
+    limit = max(PARTIAL, 4 * app[UPLOAD_BYTES])
+    app[UPLOADS] = Uploads(run.blobs.folder.parent / "uploads", limit, time.monotonic())
+    app.cleanup_ctx.append(sweep_uploads)
     app[DOOR] = Door(Reader(run.blobs.folder.parent / "covey.sqlite"), is_open)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, route.handler)
@@ -62,6 +70,19 @@ def make_app(aggregator: Aggregator, *, is_open: bool = False) -> web.Applicatio
     app.on_response_prepare.append(count_traffic)
     app.on_cleanup.append(close_door)
     return app
+
+
+async def sweep_uploads(app: web.Application) -> AsyncIterator[None]:
+    """Removes uploads that nobody continues, as long as the application runs."""
+
+    async def sweep() -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            app[UPLOADS].sweep(time.monotonic())
+
+    task = asyncio.create_task(sweep())
+    yield
+    task.cancel()
 
 
 async def close_door(app: web.Application) -> None:
@@ -73,7 +94,7 @@ async def close_door(app: web.Application) -> None:
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every failure becomes a Refusal with its status; every answer has its request's id and is counted."""
     aggregator, gate, name = request.app[AGGREGATOR], request.app[GATE], name_of(request)
-    for_people = MEDIA in request.app
+    for_people = request.app.get(FOR_PEOPLE, False)
     request_id, started = new_request_id(), time.monotonic()
     if name not in ALWAYS and not for_people:
         aggregator.touched()

@@ -7,7 +7,7 @@ inflated as it arrives. So the size is counted here while it streams, each pause
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 from aiohttp import web
@@ -45,7 +45,11 @@ class Budget:
 
 async def read_body(request: web.Request, limit: int) -> bytes:
     """The whole body, at most `limit` bytes and the one that was signed, or Refused."""
-    pieces: list[bytes] = []
+    return b"".join([piece async for piece in body_pieces(request, limit)])
+
+
+async def body_pieces(request: web.Request, limit: int) -> AsyncIterator[bytes]:
+    """The body as it comes, at most `limit` bytes, or Refused; whether it is the one that was signed is known last."""
     size, digest = 0, hashlib.sha256()
     loop = asyncio.get_running_loop()
     started = loop.time()
@@ -57,10 +61,9 @@ async def read_body(request: web.Request, limit: int) -> bytes:
         if elapsed > SLOW_AFTER_S and size < SLOWEST_BYTES_S * elapsed:
             raise Refused("slow_body", f"the body came at under {SLOWEST_BYTES_S} bytes a second; try a better link")
         digest.update(piece)
-        pieces.append(piece)
+        yield piece
         failpoint("body")
     check_digest(request, content_digest(digest.digest()))
-    return b"".join(pieces)
 
 
 async def _next_piece(request: web.Request) -> bytes:

@@ -27,7 +27,7 @@ from covey_server.access import ROLES, VIEWER, Device
 from covey_server.limits import Buckets, Rate, network
 from covey_server.nonces import Nonces
 from covey_server.policy import DEVICE, KEY, Handler, Policy, Route
-from covey_server.refusals import MEDIA_TYPE, Refused
+from covey_server.refusals import Refused
 from covey_shared.errors import SignatureError
 from covey_shared.keys import PublicKey
 from covey_shared.signing import DIGEST, EMPTY_DIGEST, INPUT, NONCE, SIGNATURE, Signed, parse_signed, verify_request
@@ -50,7 +50,7 @@ class Door:
 
 
 DOOR = web.AppKey("door", Door)
-MEDIA = web.AppKey("media", str)  # of bodies, where it is not MEDIA_TYPE
+FOR_PEOPLE = web.AppKey("for_people", bool)  # refusals are JSON
 TABLE = web.AppKey("table", dict[tuple[str, str], Route])
 UPLOAD_BYTES = web.AppKey("upload_bytes", int)
 
@@ -96,7 +96,7 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         admit_operator(request, policy, door)
     who = request[CALLER].name if CALLER in request else address(request)
     _charge(request, who, route.name, policy.rate)
-    check_headers(request, limit_of(request, policy))
+    check_headers(request, limit_of(request, policy), policy.media)
     return await handler(request)
 
 
@@ -150,7 +150,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def check_headers(request: web.Request, limit: int) -> None:
+def check_headers(request: web.Request, limit: int, media: str) -> None:
     """What can be refused of a body before a byte of it is read."""
     encoding = request.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
@@ -163,7 +163,7 @@ def check_headers(request: web.Request, limit: int) -> None:
         if request.body_exists:
             raise Refused("too_large", "this request takes no body; send it without one")
         check_digest(request, EMPTY_DIGEST)
-    elif request.content_type != (media := request.app.get(MEDIA, MEDIA_TYPE)):
+    elif request.content_type != media:
         raise Refused("media_type", f"Content-Type must be {media}, got {request.content_type[:80]!r}")
 
 

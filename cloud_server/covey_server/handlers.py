@@ -54,16 +54,16 @@ async def post_check_in(request: web.Request) -> web.Response:
 
 async def get_adapter(request: web.Request) -> web.Response:
     """How to come from what a device holds to a version."""
-    version = _number(request.match_info["version"], "the version")
+    version = number_of(request.match_info["version"], "the version")
     text = request.query.get("held", "-1")
-    held = -1 if text == "-1" else _number(text, "held")
+    held = -1 if text == "-1" else number_of(text, "held")
     return web.Response(body=await request.app[AGGREGATOR].adapter(version, held), content_type=MEDIA_TYPE)
 
 
 async def put_update(request: web.Request) -> web.Response:
     """A device's coded change."""
     aggregator = request.app[AGGREGATOR]
-    round_, client = _number(request.match_info["round"], "the round"), _client(request)
+    round_, client = number_of(request.match_info["round"], "the round"), client_of(request)
     failpoint("received")
     with request.app[BUDGET].reserve(request.content_length or request.app[UPLOAD_BYTES]):
         body = await _body(request)
@@ -72,7 +72,7 @@ async def put_update(request: web.Request) -> web.Response:
 
 async def put_evaluation(request: web.Request) -> web.Response:
     """A device's held-out loss."""
-    version, client = _number(request.match_info["version"], "the version"), _client(request)
+    version, client = number_of(request.match_info["version"], "the version"), client_of(request)
     message = Evaluation.from_bytes(await _body(request))
     if (message.version, message.client) != (version, client):
         raise Refused("bad_message", "the evaluation names another version or device than its address")
@@ -134,7 +134,7 @@ async def _body(request: web.Request) -> bytes:
     return body
 
 
-def _client(request: web.Request) -> str:
+def client_of(request: web.Request) -> str:
     """The device in the address, which must be the one that signed."""
     client = request.match_info["client"]
     check_name("client", client)
@@ -148,7 +148,7 @@ def _require_own(request: web.Request, client: str) -> None:
         raise Refused("wrong_device", f"this key is enrolled as {request[CALLER].name} and cannot speak for {client}")
 
 
-def _number(text: str, what: str) -> int:
+def number_of(text: str, what: str) -> int:
     """A number of an address: decimal digits and no more."""
     if not (text.isascii() and text.isdigit() and len(text) <= 16 and int(text) < MAX_NUMBER):
         raise Refused("bad_message", f"{what} must be a number, got {text[:40]!r}")

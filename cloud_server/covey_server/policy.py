@@ -11,6 +11,7 @@ from aiohttp import web
 
 from covey_server.access import ROLES
 from covey_server.limits import Rate
+from covey_server.refusals import MEDIA_TYPE
 from covey_shared.errors import UsageError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -22,12 +23,16 @@ SAFE, SAME, NEW = "safe", "same", "new"  # changes nothing; asked twice is asked
 
 
 class Policy(NamedTuple):
-    """`who` may ask, `max_body` in bytes (0: none), `rate` of one device or stranger, `repeat`: what asking twice does."""
+    """`who` may ask, `max_body` in bytes (0: none), `rate` of one device or stranger, `repeat`: what asking twice does.
+
+    `media` is the type of its body.
+    """
 
     who: str
     max_body: int
     rate: Rate
     repeat: str
+    media: str = MEDIA_TYPE
 
 
 class Route(NamedTuple):
@@ -65,4 +70,5 @@ def _is_whole(policy: object) -> bool:
         and policy.rate.per_s > 0
         and policy.rate.burst >= 1
         and policy.repeat in (SAFE, SAME, NEW)
+        and bool(policy.media)
     )

@@ -46,6 +46,8 @@ CODES: dict[str, Kind] = {
     "wrong_version": Kind(409),
     "not_assigned": Kind(409),
     "conflict": Kind(409),
+    "wrong_offset": Kind(409),
+    "wrong_digest": Kind(409),
     "name_taken": Kind(409),
     "late": Kind(410),
     "stale": Kind(410),

@@ -364,6 +364,7 @@ def _table(name: str, value: Any) -> Table:
 
 # Keys whose change does not contradict what a run has on disk: they say how the next rounds are run.
 HARMLESS = ("task.bundle", "task.publish_every", "task.keep_updates")
+CHOICES = ("strategy", "server", "upload", "download")  # sections whose keys depend on a name in them
 HARMLESS_SECTIONS = ("round", "defence")  # but for the round's mode: assignments are numbered otherwise
 
 
@@ -374,9 +375,7 @@ def changed_key(stored: str, now: TaskFile, version: int) -> str | None:
     move; `rounds` may grow, or shrink to what is already done. A key that an older covey did not know had its default.
     """
     default = _flat(json.loads(parse('[task]\nbundle = ""').to_json()))
-    sections = {
-        key: value for key, value in default.items() if key.split(".")[0] in ("task", "client", "round", "defence")
-    }
+    sections = {key: value for key, value in default.items() if key.split(".")[0] not in CHOICES}
     old, new = {**sections, **_flat(json.loads(stored))}, _flat(json.loads(now.to_json()))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) == new.get(key) or key in HARMLESS or _harmless(key):

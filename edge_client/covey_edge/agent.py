@@ -35,6 +35,7 @@ from covey_edge.plan import (
 from covey_edge.state import HISTORY, Client, Pending, Scored, StateFolder, bytes_of, training_of
 from covey_edge.trainers import Score, Trainer
 from covey_edge.transport import Refused, ServerError, Transport
+from covey_edge.uploads import Parcel, deliver
 from covey_edge.versions import NOTHING, Held, advance
 from covey_shared import messages
 from covey_shared.bundle import Bundle
@@ -269,7 +270,8 @@ class Agent:
         """Send the pending bytes until they are acknowledged; a refusal drops them and keeps the codec's old state."""
         pending = self.record.pending[0]
         try:
-            receipt = await calls.put_update(self.transport, pending.round, self.record.client, pending.body)
+            parcel = Parcel(pending.round, pending.version, self.record.client, pending.body)
+            receipt = await deliver(self.transport, self.folder.path / "upload", parcel)
         except Refused as error:
             self.save(pending=())
             return await self.refused(error, pending.round)

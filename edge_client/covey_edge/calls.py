@@ -80,7 +80,11 @@ async def get_adapter(transport: Transport, version: int, held: int, layout: Lay
 
 async def put_update(transport: Transport, round_: int, client: str, body: bytes) -> Receipt:
     """Upload an update; may be repeated with the same bytes as often as needed, it counts once."""
-    data = await transport.exchange("PUT", f"/v1/updates/{round_}/{client}", body=body, kind=UPDATE)
+    return receipt(await transport.exchange("PUT", f"/v1/updates/{round_}/{client}", body=body, kind=UPDATE), transport)
+
+
+def receipt(data: bytes, transport: Transport) -> Receipt:
+    """The receipt in an answer to an upload."""
     return _read(Receipt, data, transport)
 
 

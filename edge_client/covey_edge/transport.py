@@ -12,12 +12,11 @@ signed again. All requests go through `exchange` and `stream`, so that is where 
 
 import asyncio
 import ipaddress
-import itertools
 import os
 import random
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Container, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -38,6 +37,7 @@ from covey_shared.signing import NONCE, sign_request
 
 T = TypeVar("T")
 MSGPACK = "application/msgpack"
+MSGPACK_BODY: Mapping[str, str] = {"Content-Type": MSGPACK}
 SMALL_BYTES = 1 << 20  # more than any control message or refusal
 CONNECT_S, IDLE_S = 10.0, 60.0  # to connect; between two pieces of an answer
 MAX_RETRY_AFTER_S = 3600.0  # a server that says "in a year" is not believed
@@ -71,8 +71,11 @@ class Busy(ServerError):
         self.retry_after_s = retry_after_s
 
 
-class Stale(ServerError):
-    """The server did not take the nonce; the answer brought another. Never leaves this module."""
+class Stale(Busy):
+    """The server did not take the nonce; the answer brought another. Never leaves this module but as Busy."""
+
+    def __init__(self, message: str):
+        super().__init__(message, 0.0)
 
 
 class Backoff(NamedTuple):
@@ -165,6 +168,14 @@ async def connect(
         yield Transport(url, session, traffic, key)
 
 
+class Reply(NamedTuple):
+    """An answer that was wanted."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
 @dataclass
 class Transport:
     """One server. `notice` hears why something is tried again, once for each time that it happens."""
@@ -193,19 +204,32 @@ class Transport:
         server gives. `kind` names the counter that the bytes are added to.
         """
 
-        async def attempt() -> bytes:
-            url = URL(self.url + path, encoded=True)
-            headers = {"Content-Type": MSGPACK} if body is not None else {}
-            if signed:
-                headers |= await self.signature(method, url.raw_path_qs, body or b"")
-            async with self.session.request(method, url, data=body, headers=headers, allow_redirects=False) as response:
-                self.keep_nonce(response)
-                data = await read_bounded(response, limit)
-                self.traffic.add(kind, len(body or b""), len(data))
-                check_status(response, data, self.url)
-                return data
+        tries = self.retried(lambda: self.once(method, path, body=body, limit=limit, kind=kind, signed=signed))
+        return (await tries).body
 
-        return await self.retried(attempt)
+    async def once(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        limit: int = SMALL_BYTES,
+        kind: str = "control",
+        headers: Mapping[str, str] = MSGPACK_BODY,
+        good: Container[int] = (HTTPStatus.OK,),
+        signed: bool = True,
+    ) -> "Reply":
+        """One try. Raises one of NETWORK_ERRORS or Busy where another may help; `headers` go with a body alone."""
+        url = URL(self.url + path, encoded=True)
+        sent = dict(headers) if body is not None else {}
+        if signed:
+            sent |= await self.signature(method, url.raw_path_qs, body or b"")
+        async with self.session.request(method, url, data=body, headers=sent, allow_redirects=False) as response:
+            self.keep_nonce(response)
+            data = await read_bounded(response, limit) if method != "HEAD" else b""
+            self.traffic.add(kind, len(body or b""), len(data))
+            check_status(response, data, self.url, good)
+            return Reply(response.status, response.headers, data)
 
     async def stream(self, path: str, first: int, kind: str) -> AsyncGenerator[tuple[int, bytes], None]:
         """One try at a file from byte `first` on: pairs of (position, piece). The caller goes on after an error."""
@@ -245,20 +269,26 @@ class Transport:
             self._nonces.append((nonce, time.monotonic()))
             del self._nonces[:-4]
 
-    async def retried(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """The result of the first try that succeeds; waits between tries, gives up when the patience ends."""
+    async def retried(self, attempt: Callable[[], Awaitable[T]], progressed: Callable[[], bool] = lambda: False) -> T:
+        """The result of the first try that succeeds; waits between tries, gives up when the patience ends.
+
+        A try that `progressed` before it failed counts as the first: the link is poor, not gone.
+        """
         clock = asyncio.get_running_loop().time
-        started, stale = clock(), 0
-        for tries in itertools.count():
+        started, tries, stale = clock(), -1, 0
+        while True:
+            tries += 1
             try:
                 return await attempt()
             except Stale as error:
                 stale += 1
                 cause, delay = str(error), 0.0 if stale % STALE_TRIES else self.backoff.delay(stale, random.random())
                 if not delay:
+                    tries -= 1
                     continue
             except (Busy, *NETWORK_ERRORS) as error:
                 refuse_certificate(error, self.url)
+                tries = 0 if progressed() else tries
                 cause = describe(error)
                 delay = self.backoff.delay(tries, random.random(), getattr(error, "retry_after_s", 0.0))
             except aiohttp.ClientError as error:  # what is left is not HTTP as we know it
@@ -268,7 +298,6 @@ class Transport:
             if tries == 0:
                 self.notice(f"{self.url} does not answer ({cause}); trying again")
             await asyncio.sleep(delay)
-        raise AssertionError("unreachable")
 
 
 async def read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -300,10 +329,12 @@ def refuse_certificate(error: BaseException, url: str) -> None:
         raise ServerError(f"the TLS connection to {url} is not trusted: {error}") from None
 
 
-def check_status(response: aiohttp.ClientResponse, data: bytes, url: str) -> None:
-    """Raises Busy for what may be tried again and Refused for what is final; returns for 200."""
+def check_status(
+    response: aiohttp.ClientResponse, data: bytes, url: str, good: Container[int] = (HTTPStatus.OK,)
+) -> None:
+    """Raises Busy for what may be tried again and Refused for what is final; returns for a `good` status."""
     status = response.status
-    if status == HTTPStatus.OK:
+    if status in good:
         return
     refusal = parse_refusal(data)
     if status in RETRIED or status >= 500:

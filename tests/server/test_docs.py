@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from covey_server import bodies, operation, task_file
+from covey_server import bodies, operation, task_file, upload_handlers
 from covey_server.admin import ADMIN_ROUTES
 from covey_server.handlers import ROUTES
 from covey_server.metrics import Metrics
@@ -34,7 +34,7 @@ def code(value: Any) -> str:
     return {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else str(value)
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda r: f"{r.method} {r.path}")
+@pytest.mark.parametrize("route", (*ROUTES, *upload_handlers.ROUTES), ids=lambda r: f"{r.method} {r.path}")
 def test_every_route_is_described(route: Any) -> None:
     assert re.search(rf"^#+ .*{route.method} {re.escape(route.path)}", PROTOCOL, re.MULTILINE)
 

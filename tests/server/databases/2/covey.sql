@@ -5,15 +5,17 @@ CREATE TABLE assignments (
 INSERT INTO "assignments" VALUES(1,'a',0,0);
 INSERT INTO "assignments" VALUES(1,'b',0,0);
 INSERT INTO "assignments" VALUES(2,'a',0,1);
+INSERT INTO "assignments" VALUES(2,'b',0,1);
 CREATE TABLE clients (
     client TEXT PRIMARY KEY, runtime TEXT NOT NULL, examples INTEGER NOT NULL, seen REAL NOT NULL
 ) STRICT;
-INSERT INTO "clients" VALUES('b','onnx',9,1.79524577797616744041e+09);
-INSERT INTO "clients" VALUES('a','onnx',9,1.79524577799453067782e+09);
+INSERT INTO "clients" VALUES('a','onnx',9,1.7952465182394521236e+09);
+INSERT INTO "clients" VALUES('b','onnx',9,1.79524651830759906763e+09);
 CREATE TABLE evaluations (
     version INTEGER NOT NULL, client TEXT NOT NULL, loss_sum REAL NOT NULL, tokens INTEGER NOT NULL,
     correct INTEGER NOT NULL, PRIMARY KEY (version, client)
 ) STRICT;
+INSERT INTO "evaluations" VALUES(1,'a',15.0,10,0);
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 INSERT INTO "meta" VALUES('task','{
  "client": {
@@ -68,7 +70,7 @@ INSERT INTO "meta" VALUES('task','{
   "name": "fedavg"
  },
  "task": {
-  "bundle": "bundle",
+  "bundle": "/bundle",
   "keep_updates": false,
   "name": "test",
   "publish_every": 1,
@@ -88,13 +90,13 @@ INSERT INTO "rounds" VALUES(2,0,'open');
 CREATE TABLE traffic (
     client TEXT NOT NULL, route TEXT NOT NULL, up INTEGER NOT NULL, down INTEGER NOT NULL, PRIMARY KEY (client, route)
 ) STRICT;
-INSERT INTO "traffic" VALUES('','status',0,1934);
-INSERT INTO "traffic" VALUES('','task',0,1443);
-INSERT INTO "traffic" VALUES('a','adapter',0,473);
-INSERT INTO "traffic" VALUES('a','checkin',224,164);
+INSERT INTO "traffic" VALUES('','task',0,1722);
+INSERT INTO "traffic" VALUES('a','adapter',0,642);
+INSERT INTO "traffic" VALUES('a','checkin',224,180);
+INSERT INTO "traffic" VALUES('a','evaluation',139,0);
 INSERT INTO "traffic" VALUES('a','update',688,268);
 INSERT INTO "traffic" VALUES('b','adapter',0,169);
-INSERT INTO "traffic" VALUES('b','checkin',112,82);
+INSERT INTO "traffic" VALUES('b','checkin',224,180);
 INSERT INTO "traffic" VALUES('b','update',344,134);
 CREATE TABLE updates (
     round INTEGER NOT NULL, client TEXT NOT NULL, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL,
@@ -108,8 +110,8 @@ CREATE TABLE versions (
     version INTEGER PRIMARY KEY, parent INTEGER UNIQUE, base INTEGER NOT NULL, step TEXT, step_bytes INTEGER NOT NULL,
     state TEXT, digest TEXT NOT NULL, updates INTEGER NOT NULL, created REAL NOT NULL
 ) STRICT;
-INSERT INTO "versions" VALUES(0,NULL,0,NULL,0,NULL,'bcb88d4862259e820ab57720e22779081b0f57901758a74f9a4165e4b69b7241',0,1.79524577795042824743e+09);
-INSERT INTO "versions" VALUES(1,0,0,'b8254efe7cbfa4cd5bd55885174701cee3f215dd93ff05adf176c18fa0a3557c',68,'0f019f20d8f70767f0dae86cd43b91f8507fbb086d27f42675947d640a949370','efe39c534c2f6985e1c80240413570d8bb7ea1e2b2a30612b24013df9456b397',2,1.79524577798551440242e+09);
+INSERT INTO "versions" VALUES(0,NULL,0,NULL,0,NULL,'bcb88d4862259e820ab57720e22779081b0f57901758a74f9a4165e4b69b7241',0,1.79524651787990784644e+09);
+INSERT INTO "versions" VALUES(1,0,0,'b8254efe7cbfa4cd5bd55885174701cee3f215dd93ff05adf176c18fa0a3557c',68,'0f019f20d8f70767f0dae86cd43b91f8507fbb086d27f42675947d640a949370','efe39c534c2f6985e1c80240413570d8bb7ea1e2b2a30612b24013df9456b397',2,1.79524651815193462371e+09);
 CREATE INDEX updates_of_version ON updates (counted_in);
 CREATE INDEX assignments_of_client ON assignments (client, round);
 COMMIT;

@@ -33,7 +33,7 @@ data class StageSpec(val name: String, val args: Map<String, Any>) : Message {
     }
 }
 
-private val SPEC = Kind.ListOf(Kind.Record { StageSpec })
+internal val SPEC = Kind.ListOf(Kind.Record { StageSpec })
 
 /** What a device does between download and upload; see docs/protocol.md. */
 data class LocalConfig(
@@ -78,6 +78,48 @@ data class LocalConfig(
     }
 }
 
+/**
+ * What of the adapter travels; by default all of it does. The texts are patterns of tensor names, or `kind:K`.
+ */
+data class Sharing(
+    val personal: List<String> = emptyList(),
+    val fixed: List<String> = emptyList(),
+    val fresh: List<String> = emptyList(),
+    val phases: List<List<String>> = emptyList(),
+    val ranks: List<Long> = emptyList(),
+    val second: Boolean = false,
+    val cohort: List<String> = emptyList(),
+    val cohorts: Int = 0,
+    val fusion: String = "",
+    val syncEvery: Int = 0,
+) : Message {
+    init {
+        requireMessage(fusion in setOf("", "factorwise", "concatenated")) {
+            "fusion must be factorwise, concatenated or empty, got '${fusion.take(40)}'"
+        }
+        requireMessage(cohorts in 0..64) { "cohorts must be 0 to 64, got $cohorts" }
+        requireMessage(cohort.isNotEmpty() == (cohorts > 0)) { "cohort and cohorts come together" }
+        requireMessage(ranks.all { it in 1 until (1L shl 20) }) { "ranks must be above 0, got ${ranks.take(8)}" }
+        requireMessage(syncEvery >= 0) { "sync_every must not be negative, got $syncEvery" }
+    }
+
+    override val form get() = Sharing
+    override fun fields() = listOf(personal, fixed, fresh, phases, ranks, second, cohort, cohorts, fusion, syncEvery)
+
+    companion object : Form<Sharing>(
+        "Sharing", "personal" to TEXTS, "fixed" to TEXTS, "fresh" to TEXTS, "phases" to Kind.ListOf(TEXTS),
+        "ranks" to Kind.ListOf(Kind.Whole), "second" to Kind.Flag, "cohort" to TEXTS, "cohorts" to Kind.Whole,
+        "fusion" to Kind.Text, "sync_every" to Kind.Whole,
+    ) {
+        override fun make(v: Values) = Sharing(
+            v["personal"], v["fixed"], v["fresh"], v["phases"], v["ranks"], v["second"], v["cohort"], v.int("cohorts"),
+            v["fusion"], v.int("sync_every"),
+        )
+    }
+}
+
+private val TEXTS = Kind.ListOf(Kind.Text)
+
 /** GET /v1/task: what there is to join. */
 data class Task(
     val protocol: Int,
@@ -93,6 +135,7 @@ data class Task(
     val uploadCodec: List<StageSpec>,
     val local: LocalConfig,
     val maxUploadBytes: Long,
+    val sharing: Sharing = Sharing(),
 ) : Message {
     init {
         checkName("the task's name", name)
@@ -105,6 +148,7 @@ data class Task(
     override val form get() = Task
     override fun fields() = listOf(
         protocol, name, model, bundle, layout, seed, rounds, round, version, state, uploadCodec, local, maxUploadBytes,
+        sharing,
     )
 
     companion object : Form<Task>(
@@ -112,10 +156,12 @@ data class Task(
         "layout" to Kind.Text, "seed" to Kind.Whole, "rounds" to Kind.Whole, "round" to Kind.Whole,
         "version" to Kind.Whole, "state" to Kind.Text, "upload_codec" to SPEC,
         "local" to Kind.Record { LocalConfig }, "max_upload_bytes" to Kind.Whole,
+        "sharing" to Kind.Record { Sharing },
     ) {
         override fun make(v: Values) = Task(
             v.int("protocol"), v["name"], v["model"], v["bundle"], v["layout"], v["seed"], v.int("rounds"),
             v.int("round"), v.int("version"), v["state"], v["upload_codec"], v["local"], v["max_upload_bytes"],
+            v["sharing"],
         )
     }
 }
@@ -149,22 +195,25 @@ data class Assignment(
     val version: Int,
     val deadlineS: Double,
     val retryAfterS: Double,
+    val cohort: Int = 0,
 ) : Message {
     init {
         requireMessage(action in setOf("train", "wait", "done")) {
             "action must be train, wait or done, got '${action.take(40)}'"
         }
+        requireMessage(cohort in 0..63) { "cohort must be 0 to 63, got $cohort" }
     }
 
     override val form get() = Assignment
-    override fun fields() = listOf(action, round, attempt, version, deadlineS, retryAfterS)
+    override fun fields() = listOf(action, round, attempt, version, deadlineS, retryAfterS, cohort)
 
     companion object : Form<Assignment>(
         "Assignment", "action" to Kind.Text, "round" to Kind.Whole, "attempt" to Kind.Whole, "version" to Kind.Whole,
-        "deadline_s" to Kind.Real, "retry_after_s" to Kind.Real,
+        "deadline_s" to Kind.Real, "retry_after_s" to Kind.Real, "cohort" to Kind.Whole,
     ) {
         override fun make(v: Values) = Assignment(
             v["action"], v.int("round"), v.int("attempt"), v.int("version"), v["deadline_s"], v["retry_after_s"],
+            v.int("cohort"),
         )
     }
 }
@@ -277,6 +326,7 @@ data class Evaluation(
     val lossSum: Double,
     val tokens: Long,
     val correct: Long,
+    val kind: String = "global",
 ) : Message {
     init {
         checkName("client", client)
@@ -284,17 +334,18 @@ data class Evaluation(
         requireMessage(version >= 0) { "version must not be negative" }
         requireMessage(tokens in 1 until (1L shl 53)) { "tokens must be in 1..2^53-1, got $tokens" }
         requireMessage(correct in 0..tokens) { "correct must be in 0..$tokens, got $correct" }
+        requireMessage(kind == "global" || kind == "personal") { "kind must be global or personal, got '${kind.take(40)}'" }
     }
 
     override val form get() = Evaluation
-    override fun fields() = listOf(client, layout, version, lossSum, tokens, correct)
+    override fun fields() = listOf(client, layout, version, lossSum, tokens, correct, kind)
 
     companion object : Form<Evaluation>(
         "Evaluation", "client" to Kind.Text, "layout" to Kind.Text, "version" to Kind.Whole, "loss_sum" to Kind.Real,
-        "tokens" to Kind.Whole, "correct" to Kind.Whole,
+        "tokens" to Kind.Whole, "correct" to Kind.Whole, "kind" to Kind.Text,
     ) {
         override fun make(v: Values) =
-            Evaluation(v["client"], v["layout"], v.int("version"), v["loss_sum"], v["tokens"], v["correct"])
+            Evaluation(v["client"], v["layout"], v.int("version"), v["loss_sum"], v["tokens"], v["correct"], v["kind"])
     }
 }
 

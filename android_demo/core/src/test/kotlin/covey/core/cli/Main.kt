@@ -1,0 +1,98 @@
+package covey.core.cli
+
+import covey.core.CoveyException
+import covey.core.StoppedException
+import covey.core.UsageException
+import covey.core.client.Bundles
+import covey.core.client.Calls
+import covey.core.client.Client
+import covey.core.client.ClientEvent
+import covey.core.client.ClientRecord
+import covey.core.client.Clock
+import covey.core.client.Device
+import covey.core.client.PlatformHttp
+import covey.core.client.RequestSigner
+import covey.core.client.Retrying
+import covey.core.client.StateFolder
+import covey.core.client.Traffic
+import covey.core.client.Wishes
+import covey.core.client.serverUrl
+import covey.core.train.Examples
+import covey.core.train.coderOf
+import covey.core.train.decodeText
+import covey.core.train.split
+import java.io.File
+import java.nio.channels.FileChannel
+import java.nio.file.StandardOpenOption.READ
+import java.security.SecureRandom
+import kotlin.system.exitProcess
+
+/**
+ * The client of :core as a command, for the end-to-end test: what the app does, with ExecuTorch in a child process.
+ *
+ *     java covey.core.cli.MainKt URL --data FOLDER --name NAME --state FOLDER --cache FOLDER --python PYTHON --trainer SCRIPT
+ */
+fun main(arguments: Array<String>) {
+    val options = arguments.drop(1).chunked(2).associate { it[0].removePrefix("--") to it[1] }
+    try {
+        join(serverUrl(arguments[0]), options)
+    } catch (error: CoveyException) {
+        System.err.println("covey-jvm: ${error.sentence}")
+        exitProcess(if (error is StoppedException) 130 else 1)
+    }
+}
+
+private fun join(url: String, options: Map<String, String>) {
+    val option = { name: String -> options[name] ?: throw UsageException("--$name is missing") }
+    StateFolder.open(File(option("state")), ::syncFolder).use { folder ->
+        val remembered = folder.load(Client.CLIENT, ClientRecord) { say(ClientEvent.Notice(it)) } ?: ClientRecord(option("name"))
+        val traffic = Traffic(HashMap(remembered.sent), HashMap(remembered.received))
+        val http = PlatformHttp(url, { remembered.client }, { RequestSigner.NONE })
+        val network = Retrying(http, url, SystemClock, traffic) { say(ClientEvent.Notice(it)) }
+        val calls = Calls(network, url)
+        network.backoff = network.backoff.copy(patienceS = 10.0)
+        val task = calls.task()
+        network.backoff = network.backoff.copy(patienceS = null)
+        val name = Device.taskName(task)
+        val record = if (remembered.task == name) remembered else ClientRecord(remembered.client, name)
+        val bundles = Bundles(calls, http, File(option("cache")), RUNTIME)
+        val (manifest, data) = bundles.manifest(task)
+        val bundle = bundles.fetch(manifest, data) { _, _ -> }
+        val spec = manifest.tokenizer ?: throw UsageException("the task is not about text")
+        val tokens = texts(File(option("data"))).map(coderOf(spec)::document).reduce { all, more -> all + more }
+        val dataset = split(Examples.windows(tokens, manifest.seqLen, spec.padId), 0.2)
+        PipeTrainer(option("python"), File(option("trainer")), bundle.folder).use { trainer ->
+            say(ClientEvent.Joined(task.name, manifest.model, dataset.train.count, dataset.heldout.count))
+            val device = Device(
+                task, bundle, dataset, trainer, RUNTIME, Wishes(), options["eval-batches"]?.toInt() ?: 16,
+            )
+            Client(device, calls, folder, record, SystemClock, ::say).run()
+        }
+    }
+}
+
+/** The texts of a folder in the order in which `covey join` reads them: files by name, then the folders below. */
+private fun texts(path: File): List<String> = filesOf(path).mapNotNull { decodeText(it.readBytes()) }.filter { it.isNotBlank() }
+    .ifEmpty { throw UsageException("$path holds no text") }
+
+private fun filesOf(path: File): List<File> {
+    if (!path.isDirectory) return listOf(path)
+    val (folders, files) = path.listFiles()!!.filterNot { it.name.startsWith(".") }.sortedBy { it.name }.partition { it.isDirectory }
+    return files + folders.flatMap(::filesOf)
+}
+
+/** One line an event, flushed at once: the test waits for some of them. */
+private fun say(event: ClientEvent) {
+    println("${event.javaClass.simpleName.lowercase()} ${event.toString().substringAfter('(').removeSuffix(")")}")
+    System.out.flush()
+}
+
+private fun syncFolder(folder: File) = FileChannel.open(folder.toPath(), READ).use { it.force(true) }
+
+private object SystemClock : Clock {
+    override fun seconds(): Double = System.nanoTime() * 1e-9
+    override fun sleep(seconds: Double) { if (seconds > 0) Thread.sleep((1000 * seconds).toLong()) }
+    override fun draw(): Double = SecureRandom().nextDouble()
+}
+
+private const val RUNTIME = "executorch"

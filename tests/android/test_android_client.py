@@ -1,0 +1,99 @@
+"""The JVM client of android_demo/core beside Python clients, with the real server and the real ExecuTorch runtime.
+
+android_demo/check.sh compiles the client and runs this; COVEY_CLASSPATH says where the classes are.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from covey_shared.bundle import Bundle
+from tests.test_end_to_end import Run, bundle, finish, new_run, texts  # noqa: F401  (fixtures)
+
+pytest.importorskip("executorch", reason="the JVM client trains with ExecuTorch")
+CLASSPATH = os.environ.get("COVEY_CLASSPATH", "")
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not CLASSPATH, reason="the JVM client is compiled and tested by android_demo/check.sh"),
+]
+TRAINER = Path(__file__).parent.parent.parent / "android_demo" / "core" / "src" / "test" / "python" / "trainer.py"
+
+
+class Jvm:
+    """A JVM client and what it printed so far, in a file that survives it."""
+
+    def __init__(self, run: Run, name: str):
+        self.run, self.name, self.log = run, name, run.folder / f"{name}.jvm.log"
+        self.process: subprocess.Popen[bytes]
+
+    def start(self) -> "Jvm":
+        run = self.run
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                ["java", "-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", CLASSPATH,
+                 "covey.core.cli.MainKt", run.url, "--data", str(run.texts / self.name), "--name", self.name,
+                 "--state", str(run.folder / f"{self.name}-jvm"), "--cache", str(run.folder / "jvm-cache"),
+                 "--python", sys.executable, "--trainer", str(TRAINER), "--eval-batches", "4"],
+                stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        return self
+
+    def lines(self, event: str) -> list[str]:
+        return [line for line in self.log.read_text().splitlines() if line.startswith(event + " ")]
+
+    def wait_for(self, event: str, count: int) -> None:
+        deadline = time.monotonic() + 120
+        while len(self.lines(event)) < count:
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def finish(self) -> None:
+        assert self.process.wait(timeout=300) == 0, self.log.read_text()
+
+
+def difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray], start: dict[str, np.ndarray]) -> float:
+    """How far two adapters are apart, as a share of how far the first came."""
+    assert a.keys() == b.keys()
+    apart = sum(float(np.square(a[k] - b[k], dtype=np.float64).sum()) for k in a)
+    moved = sum(float(np.square(a[k] - start[k], dtype=np.float64).sum()) for k in a)
+    return float(np.sqrt(apart / moved))
+
+
+def test_jvm_client_killed_and_resumed_gives_what_a_python_client_gives(new_run: Any, bundle: Path) -> None:  # noqa: F811
+    calm = new_run("calm", 2)
+    server = calm.serve()
+    for process in [calm.join("ada", "executorch"), calm.join("grace", "onnx"), server]:
+        finish(process)
+
+    rough = new_run("rough", 2)
+    server, witness = rough.serve(), None
+    jvm = Jvm(rough, "ada").start()
+    witness = rough.join("grace", "onnx")
+    jvm.wait_for("stepped", 3)  # in the middle of round 1
+    jvm.kill()
+    jvm.start()
+    jvm.wait_for("uploaded", 1)
+    jvm.wait_for("stepped", 9)  # in the middle of round 2
+    jvm.kill()
+    jvm.start()
+    jvm.finish()
+    for process in (witness, server):
+        finish(process)
+
+    assert any("going on with round" in line for line in jvm.lines("notice"))
+    assert [line.split("status=")[1] for line in jvm.lines("uploaded")] == ["accepted"] * 3
+    loaded = Bundle.open(bundle)
+    start = loaded.manifest.layout.split(loaded.start(7))
+    assert difference(calm.adapter(), rough.adapter(), start) < 1e-4
