@@ -34,7 +34,7 @@ def code(value: Any) -> str:
     return {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else str(value)
 
 
-@pytest.mark.parametrize("route", (*ROUTES, *upload_handlers.ROUTES), ids=lambda r: f"{r.method} {r.path}")
+@pytest.mark.parametrize("route", [*ROUTES, *upload_handlers.ROUTES], ids=lambda r: f"{r.method} {r.path}")
 def test_every_route_is_described(route: Any) -> None:
     assert re.search(rf"^#+ .*{route.method} {re.escape(route.path)}", PROTOCOL, re.MULTILINE)
 
