@@ -9,7 +9,7 @@ step again. tests/server/databases holds a run of every earlier schema, and test
     assignments  who was asked to train what, so that a restart knows whose update is welcome
     updates      one row for each (round, client), kept after its bytes are gone: a retry is answered from it
     versions     each published adapter: its coded step, and for the head the server's whole state
-    evaluations  held-out losses, one for each (version, client)
+    evaluations  held-out losses, one for each (version, client); personal_evaluations with the devices' own tensors
     clients      what devices said about themselves
     traffic      bodies in bytes, by device and route
 """
@@ -55,4 +55,12 @@ CREATE INDEX updates_of_version ON updates (counted_in);
 CREATE INDEX assignments_of_client ON assignments (client, round);
 """
 
-SCHEMA = [TABLES, BUFFERS]
+# Held-out losses of devices with what they keep to themselves, beside those of the model that all get.
+PERSONAL = """
+CREATE TABLE personal_evaluations (
+    version INTEGER NOT NULL, client TEXT NOT NULL, loss_sum REAL NOT NULL, tokens INTEGER NOT NULL,
+    correct INTEGER NOT NULL, PRIMARY KEY (version, client)
+) STRICT;
+"""
+
+SCHEMA = [TABLES, BUFFERS, PERSONAL]
