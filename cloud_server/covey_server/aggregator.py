@@ -80,6 +80,7 @@ class Aggregator:
             upload_codec=run.upload.spec,
             local=run.task.client.config(),
             max_upload_bytes=max_upload_bytes(run.upload),
+            sharing=run.divided.division.sharing,
         )
 
     async def check_in(self, message: CheckIn) -> Assignment:
@@ -158,10 +159,10 @@ class Aggregator:
         nothing. Runs in a thread: the state that it sees is immutable, and the store looks again.
         """
         run = self.run
-        update = read_update(body, round_, client, run.layout.digest, run.upload.spec)
+        update = read_update(body, round_, client, run.divided.allowed(round_), run.upload.spec)
         refused = run.machine.admits(self.state, client, round_, update.version)
         if refused is None:
-            read_entries(update, run.upload, run.task.round.max_norm)
+            read_entries(update, run.divided.uploads[update.layout], run.task.round.max_norm)
         row = store.UpdateRow(
             round_, client, hashlib.sha256(body).hexdigest(), len(body), update.examples, update.steps,
             update.loss_before, update.loss_after, update.seconds, update.version,
@@ -181,14 +182,15 @@ class Aggregator:
                 "wrong_version", f"version {message.version} does not exist, the head is {self.state.version}"
             )
         row = (message.version, message.client, message.loss_sum, message.tokens, message.correct)
-        await self.run.db.do(access.if_welcome(message.client, store.evaluate), *row)
+        await self.run.db.do(access.if_welcome(message.client, store.evaluate), *row, kind=message.kind)
 
     async def adapter(self, version: int, held: int) -> bytes:
         """GET /v1/adapter/{version}?held=H: the bytes of the Adapter message."""
         rows = self.versions
         if not 0 <= version < len(rows):
             raise _unknown_version(version, len(rows) - 1)
-        whole_bytes = 4 * self.run.layout.size
+        published = self.run.divided.published
+        whole_bytes = 4 * published.size
         chosen = downloads.plan(rows, held, version, whole_bytes)
         server = self.server
 
@@ -196,7 +198,7 @@ class Aggregator:
             whole = recipe.whole(server.view, version, self.run.exact) if chosen.whole else None
             plan = chosen if whole or not chosen.whole else downloads.plan(rows, held, version, 2**62)
             steps = [whole] if whole else [self._step(v) for v in plan.steps]
-            return downloads.message(plan, rows, self.run.layout.digest, steps)
+            return downloads.message(plan, rows, published.digest, steps)
 
         return await self._cache.get(chosen, lambda: asyncio.to_thread(make))
 

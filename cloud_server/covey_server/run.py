@@ -15,13 +15,14 @@ from typing import IO
 from covey_server import buffers, recipe, rounds, store, task_file
 from covey_server.blobs import Blobs
 from covey_server.database import Database
+from covey_server.division import Divided, divide
 from covey_server.engine import Machine
 from covey_server.failpoints import failpoint
 from covey_server.optimizers import make_optimizer
 from covey_server.recipe import Recipe, ServerState
 from covey_server.schema import SCHEMA
 from covey_server.segments import Segments
-from covey_server.strategies import make_strategy
+from covey_server.strategies import Space, make_strategy
 from covey_server.task_file import Named, TaskFile
 from covey_shared.bundle import Bundle
 from covey_shared.codec import Codec, codec_from_spec, presets
@@ -35,6 +36,10 @@ PRESETS: dict[str, Callable[..., Spec]] = {
     "sign": presets.sign,
     "levels": presets.levels,
     "flasc": presets.flasc,
+    "affine": presets.affine,
+    "segments": presets.segments,
+    "adaptive": presets.adaptive,
+    "important": presets.important,
 }
 
 
@@ -44,7 +49,7 @@ class Run:
 
     task: TaskFile
     bundle: Bundle
-    upload: Codec
+    divided: Divided
     exact: Codec
     recipe: Recipe
     db: Database
@@ -61,8 +66,13 @@ class Run:
         """What is trained."""
         return self.bundle.manifest.layout
 
+    @property
+    def upload(self) -> Codec:
+        """The codec of uploads; of several layouts, that with the longest payloads."""
+        return max(self.divided.uploads.values(), key=lambda codec: codec.max_bytes)
+
     def update(self, row: store.UpdateRow) -> Entries:
-        """An accepted update from the disk, decoded and aged."""
+        """An accepted update from the disk, decoded and aged, as entries of the space that strategies fold."""
         if row.segment is None:
             body = self.blobs.get(row.sha256)
         else:
@@ -71,7 +81,8 @@ class Run:
         weight = 1.0
         if how.mode == "async":
             weight = recipe.staleness_weight(how.staleness, how.staleness_power, how.staleness_factor, row.staleness)
-        return recipe.aged(self.upload.decode(message.parts), weight)
+        entries = self.divided.uploads[message.layout].decode(message.parts)
+        return recipe.aged(self.divided.lifted(entries, message.layout), weight)
 
     def close(self) -> None:
         """Commit what is queued, checkpoint, give the folder back."""
@@ -83,19 +94,22 @@ class Run:
 def open_run(task: TaskFile, folder: Path, now: float) -> Run:
     """Open the run in `folder`, or begin it there. `now` is the time in Unix seconds, for the record."""
     bundle = Bundle.open(Path(task.task.bundle))
-    layout = bundle.manifest.layout
-    upload = codec_of("upload", task.upload, layout)
+    manifest = bundle.manifest
+    strategy = make_strategy(
+        task.strategy.name, task.strategy.args, Space(manifest.layout, manifest.frozen, manifest.ranks)
+    )
+    divided = divide(bundle, task.task.seed, strategy, task.personal, spec_of(task.upload))
     how = Recipe(
-        make_strategy(task.strategy.name, task.strategy.args),
+        strategy,
         make_optimizer(task.server.name, task.server.args),
-        codec_of("download", task.download, layout),
+        codec_of("download", task.download, divided.published),
     )
     lock = lock_folder(folder)
     db = _open_database(folder / "covey.sqlite")
     try:
         blobs = Blobs(folder / "blobs")
         if not db.run(store.get_meta):
-            _begin(db, blobs, task, bundle, how, now)
+            _begin(db, blobs, task, divided, how, now)
         _check_identity(db, task, bundle, folder)
         segments = Segments(folder / "segments", db.run(store.segments_in_use))
         segments.check()
@@ -106,8 +120,9 @@ def open_run(task: TaskFile, folder: Path, now: float) -> Run:
         state = versions[-1].state
         assert state is not None
         return Run(
-            task=task, bundle=bundle, upload=upload, exact=codec_from_spec(presets.dense(), layout), recipe=how,
-            db=db, blobs=blobs, segments=segments, server=ServerState.from_bytes(blobs.get(state)), versions=versions,
+            task=task, bundle=bundle, divided=divided,
+            exact=codec_from_spec(presets.dense(), divided.published), recipe=how, db=db, blobs=blobs,
+            segments=segments, server=ServerState.from_bytes(blobs.get(state)), versions=versions,
             machine=machine_of(task, db), devices=db.run(store.devices), lock=lock,
         )  # fmt: skip
     except BaseException:
@@ -212,9 +227,10 @@ def _open_database(path: Path) -> Database:
         raise UsageError(f"the database {path} cannot be opened: {error}; free the disk or choose --data-dir") from None
 
 
-def _begin(db: Database, blobs: Blobs, task: TaskFile, bundle: Bundle, how: Recipe, now: float) -> None:
+def _begin(db: Database, blobs: Blobs, task: TaskFile, divided: Divided, how: Recipe, now: float) -> None:
     """Version 0 and the run's identity."""
-    state, step = recipe.first(how, bundle.start(task.task.seed), task.task.seed)
+    bundle = divided.bundle
+    state, step = recipe.first(how, divided.begin(), task.task.seed)
     row = store_version(blobs, how, state, step, 0, now)
     meta = {"task": task.to_json(), "bundle": bundle.digest, "layout": bundle.manifest.layout.digest}
     failpoint("beginning")

@@ -9,7 +9,7 @@ step again. tests/server/databases holds a run of every earlier schema, and test
     assignments  who was asked to train what, so that a restart knows whose update is welcome
     updates      one row for each (round, client), kept after its bytes are gone: a retry is answered from it
     versions     each published adapter: its coded step, and for the head the server's whole state
-    evaluations  held-out losses, one for each (version, client)
+    evaluations  held-out losses, one for each (version, client); personal_evaluations with the devices' own tensors
     clients      what devices said about themselves
     traffic      bodies in bytes, by device and route
     codes        one-time codes, as hashes
@@ -71,4 +71,12 @@ CREATE TABLE tokens (
 ) STRICT;
 """
 
-SCHEMA = [TABLES, BUFFERS, ACCESS]
+# Held-out losses of devices with what they keep to themselves, beside those of the model that all get.
+PERSONAL = """
+CREATE TABLE personal_evaluations (
+    version INTEGER NOT NULL, client TEXT NOT NULL, loss_sum REAL NOT NULL, tokens INTEGER NOT NULL,
+    correct INTEGER NOT NULL, PRIMARY KEY (version, client)
+) STRICT;
+"""
+
+SCHEMA = [TABLES, BUFFERS, PERSONAL + ACCESS]

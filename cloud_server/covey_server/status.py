@@ -42,6 +42,7 @@ async def report(aggregator: "Aggregator") -> dict[str, Any]:
             "routes": {name: _bytes(rows) for name, rows in _by(lambda row: row.route, traffic).items()},
         },
         "dense_bytes": 4 * run.layout.size,
+        "sharing": run.divided.division.described(),
         "history": history,
     }
 
@@ -76,12 +77,17 @@ def _point(point: tuple[int, float] | None) -> dict[str, Any] | None:
 
 def _history(db: sqlite3.Connection) -> list[dict[str, Any]]:
     """Each version with the held-out loss over all devices, every token counting once."""
-    query = "SELECT version, sum(loss_sum), sum(tokens), sum(correct), count(*) FROM evaluations GROUP BY version"
-    seen = {row[0]: row[1:] for row in db.execute(query)}
+    query = "SELECT version, sum(loss_sum), sum(tokens), sum(correct), count(*) FROM {} GROUP BY version"
+    seen = {row[0]: row[1:] for row in db.execute(query.format("evaluations"))}
+    own = {row[0]: row[1:] for row in db.execute(query.format("personal_evaluations"))}
     ages = {version: {"staleness": mean, "staleness_max": most} for version, mean, most in db.execute(_AGES)}
     fresh = {"staleness": 0.0, "staleness_max": 0}
     return [
-        {**_version(row, *seen.get(row.version, (None, 0, 0, 0))), **ages.get(row.version, fresh)}
+        {
+            **_version(row, *seen.get(row.version, (None, 0, 0, 0))),
+            **ages.get(row.version, fresh),
+            **_personal(*own.get(row.version, (None, 0, 0, 0))),
+        }
         for row in store.versions(db)
     ]
 
@@ -102,6 +108,14 @@ def _version(row: store.VersionRow, loss_sum: float | None, tokens: int, correct
         "accuracy": correct / tokens if tokens else None,
         "tokens": tokens,
         "evaluated_by": clients,
+    }
+
+
+def _personal(loss_sum: float | None, tokens: int, correct: int, clients: int) -> dict[str, Any]:
+    """What devices measured with their own tensors; none where nothing is personal."""
+    return {
+        "personal_loss": None if loss_sum is None else loss_sum / tokens,
+        "personal_accuracy": correct / tokens if tokens else None,
     }
 
 

@@ -256,10 +256,13 @@ def segments_in_use(db: sqlite3.Connection) -> dict[int, int]:
     return dict(db.execute(query))
 
 
-def evaluate(db: sqlite3.Connection, version: int, client: str, loss_sum: float, tokens: int, correct: int) -> None:
-    """A device's held-out loss of a version; said again, the last one counts."""
+def evaluate(
+    db: sqlite3.Connection, version: int, client: str, loss_sum: float, tokens: int, correct: int, kind: str = "global"
+) -> None:
+    """A device's held-out loss of a version, of the model that all get or of its own; the last one said counts."""
+    table = "personal_evaluations" if kind == "personal" else "evaluations"
     row = (version, client, loss_sum, tokens, correct)
-    db.execute("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?)", row)
+    db.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?, ?)", row)
 
 
 def held_out_loss(db: sqlite3.Connection, version: int) -> float | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from covey_server.policies import POLICIES
 from covey_server.toml_checks import Defaults, Table, in_range, known, like, named, one_of, positive, typed
 from covey_shared.errors import MessageError, TaskFileError
 from covey_shared.messages import LocalConfig, Scalar
@@ -36,7 +37,19 @@ STRATEGIES: dict[str, dict[str, Scalar]] = {
     "trimmed-mean": {"attackers": 0.1},
     "median": {"attackers": 0.1},
     "krum": {"attackers": 0.1},
+    "ffa-lora": {},
+    "rolora": {},
+    "fedex": {},
+    # a ridge of a hundredth, the lambda that LoRA-FAIR's authors found best
+    "lora-fair": {"ridge": 0.01},
+    # FLoRIST's default share of the squared singular values, for what is sent anew each round; a warm start keeps all
+    "flora": {"energy": 0.99},
+    "florist": {"energy": 1.0},
+    "hetlora": {},
+    "rbla": {},
 }
+# Strategies that reckon with what devices end with: all updates of a version must start from the same one.
+WHOLE_ROUNDS = ("rolora", "fedex", "lora-fair", "flora", "florist", "hetlora")
 WHOLE_UPDATES = ("krum",)  # strategies that compare updates, which must then have the same coordinates
 
 # Where a strategy's paper fixes what the others leave open.
@@ -50,11 +63,15 @@ FLASC_PAPER_CLIENT: dict[str, Scalar] = {
 }
 
 # Arguments of each codec preset with their defaults; the presets themselves are in covey_shared.codec.
-PRESETS: dict[str, dict[str, float]] = {
+PRESETS: dict[str, dict[str, Scalar]] = {
     "dense": {},
     "sign": {},
     "levels": {"error": 0.1},  # a tenth of the norm: below it training does not notice, above it bytes hardly fall
     "flasc": {"density": 0.25},
+    "affine": {"bits": 8},
+    "segments": {"count": 16},
+    "adaptive": {"density": 1 / 64},  # about a thirtieth of dense signs; error feedback sends the rest in time
+    "important": {"density": 0.25},
 }
 
 SELECTIONS = ("first-come", "uniform")
@@ -154,6 +171,21 @@ class DefenceSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PersonalSection:
+    """[personal]: what of the adapter each device keeps to itself."""
+
+    policy: str = "none"
+    blocks: int = 1  # of last-blocks and lg
+    tensors: str = ""  # of policy `tensors`: patterns of names, or kind:K, separated by spaces
+
+    def __post_init__(self) -> None:
+        one_of("[personal] policy", self.policy, POLICIES)
+        in_range("[personal] blocks", self.blocks, 1, 10_000)
+        if (self.policy == "tensors") != bool(self.tensors.split()):
+            raise TaskFileError("[personal] policy = 'tensors' and the key tensors, which names them, come together")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSection:
     """[client]: what each device does between download and upload; becomes the LocalConfig that devices receive."""
 
@@ -199,13 +231,14 @@ class TaskFile:
     download: Codec
     client: ClientSection
     defence: DefenceSection = DefenceSection()
+    personal: PersonalSection = PersonalSection()
 
     def to_json(self) -> str:
         """The canonical text that is stored with a run."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1)
 
 
-SECTIONS = ("task", "round", "strategy", "server", "upload", "download", "client", "defence")
+SECTIONS = ("task", "round", "strategy", "server", "upload", "download", "client", "defence", "personal")
 
 
 def read(path: Path) -> TaskFile:
@@ -234,6 +267,7 @@ def parse(text: str) -> TaskFile:
     tables = {name: _table(name, data.get(name, {})) for name in SECTIONS}
     _check_mode(tables["round"])
     strategy = _named_choice("strategy", tables["strategy"], "name", "fedavg", STRATEGIES)
+    _check_whole_rounds(strategy, tables)
     _check_strategy(strategy, tables["upload"])
     return TaskFile(
         task=_section(TaskSection, "task", tables["task"]),
@@ -244,6 +278,7 @@ def parse(text: str) -> TaskFile:
         download=_codec("download", tables["download"], strategy, "density_down", "levels"),
         client=_client(tables["client"], strategy),
         defence=_section(DefenceSection, "defence", tables["defence"]),
+        personal=_section(PersonalSection, "personal", tables["personal"]),
     )
 
 
@@ -254,6 +289,22 @@ def _check_mode(table: Table) -> None:
         found = [key for key in keys if key in table]
         if mode in MODES and mode != other and found:
             raise TaskFileError(f"[round] {found[0]} belongs to mode = {other!r}, this task has {mode!r}; remove it")
+
+
+def _check_whole_rounds(strategy: Named, tables: dict[str, Table]) -> None:
+    """Refuses what strategies of whole factors cannot be combined with."""
+    if strategy.name not in WHOLE_ROUNDS:
+        return
+    if tables["round"].get("mode") == "async":
+        raise TaskFileError(
+            f"strategy {strategy.name!r} needs all updates of a version to start from the same one; use [round] mode "
+            "'sync', or strategy 'fedavg' or 'ffa-lora'"
+        )
+    server = tables["server"]
+    if strategy.name != "rolora" and (server.get("optimizer", "sgd") != "sgd" or server.get("learning_rate", 1.0) != 1):
+        raise TaskFileError(
+            f"strategy {strategy.name!r} says itself what the next adapter is; remove [server], or use 'fedavg'"
+        )
 
 
 def is_paper(strategy: Named) -> bool:

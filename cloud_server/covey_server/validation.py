@@ -1,5 +1,7 @@
 """Checking an update before anything changes: every byte of it comes from a stranger. Pure."""
 
+from collections.abc import Set
+
 import numpy as np
 
 from covey_server.refusals import Refused
@@ -16,15 +18,21 @@ def max_upload_bytes(codec: Codec) -> int:
     return codec.max_bytes + MESSAGE_BYTES
 
 
-def read_update(body: bytes, round_: int, client: str, layout: str, codec: Spec) -> Update:
-    """The message of a body that was sent to /v1/updates/{round_}/{client}, for this layout and codec."""
+def read_update(body: bytes, round_: int, client: str, layouts: Set[str], codec: Spec) -> Update:
+    """The message of a body that was sent to /v1/updates/{round_}/{client}, for one of these layouts and this codec."""
     update = Update.from_bytes(body)
     if (update.round, update.client) != (round_, client):
         raise Refused(
             "bad_message",
             f"the update names round {update.round} and device {update.client}, its address {round_} and {client}",
         )
-    check_layout(update.layout, layout)
+    if update.layout not in layouts:
+        ours = ", ".join(sorted(layout[:12] for layout in layouts))
+        raise Refused(
+            "wrong_layout",
+            f"the update is of layout {update.layout[:12]}, this round takes {ours}: what the task shares of the "
+            "adapter, and nothing of what is personal or fixed; get the task again",
+        )
     if update.codec != codec:
         raise Refused(
             "wrong_codec", f"the update is coded with {names(update.codec)}, the task asks for {names(codec)}"

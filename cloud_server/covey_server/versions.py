@@ -19,9 +19,11 @@ from covey_shared.messages import Step
 
 def next_version(run: Run, server: ServerState, rows: Sequence[UpdateRow]) -> tuple[ServerState, Step]:
     """The version that counts `rows`, and its step. Folds in the order of the rows, one update in memory."""
-    change = recipe.fold_weighted(run.recipe.strategy, server.view, weighed(run, rows))
+    divided = run.divided
+    start = divided.whole(server.view, server.version + 1)
+    change = recipe.fold_weighted(run.recipe.strategy, start, weighed(run, rows))
     try:
-        return recipe.advance(run.recipe, server, change)
+        return recipe.advance(run.recipe, server, divided.down(change))
     except CodecError as error:
         raise UsageError(
             f"round {server.version + 1} cannot be published, {error}; start a new run with a lower "

@@ -23,7 +23,16 @@ from covey_shared.bundle import Bundle
 from covey_shared.errors import LayoutError, UsageError
 from covey_shared.layout import Layout, Vector, vector_digest
 from covey_shared.manifest import Manifest
-from covey_shared.peft_folder import BUNDLED_CONFIG, CONFIG, ORIGIN, WEIGHTS, check_config, peft_files, read_weights
+from covey_shared.peft_folder import (
+    BUNDLED_CONFIG,
+    CONFIG,
+    ORIGIN,
+    WEIGHTS,
+    check_config,
+    constants,
+    peft_files,
+    read_weights,
+)
 
 FORMS = ("flat", "peft", "onnx")
 SUFFIXES = {".flat": "flat", ".onnx_adapter": "onnx"}
@@ -122,7 +131,9 @@ def _read_peft(path: Path, bundle: Bundle) -> Adapter:
     folder, weights = (path, path / WEIGHTS) if path.is_dir() else (path.parent, path)
     if not weights.is_file():
         raise UsageError(f"{path} is no PEFT adapter: it has no {WEIGHTS}")
-    arrays = read_weights(weights, 8 * bundle.manifest.layout.size + (1 << 20))
+    fixed = constants(bundle)
+    limit = 8 * bundle.manifest.layout.size + sum(a.nbytes for a in fixed.values()) + (1 << 20)
+    arrays = read_weights(weights, limit, fixed)
     layout = _layout_of({name: a.shape for name, a in arrays.items()}, bundle.manifest)
     vector = layout.join(arrays)
     check_config(folder / CONFIG, bundle, layout)

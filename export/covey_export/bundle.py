@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor
 
 from covey_export.adapter import Adapted, adapt, stored_start
@@ -30,9 +31,9 @@ from covey_shared.bundle_signature import sign_folder
 from covey_shared.errors import UsageError
 from covey_shared.keys import PrivateKey
 from covey_shared.manifest import File, Manifest, Parity, Tokenizer
+from covey_shared.peft_folder import BUNDLED_CONFIG, BUNDLED_CONSTANTS
 
 START = "start.f32"
-ADAPTER_CONFIG = "peft/adapter_config.json"
 MINIMUM_CLIENT = "0.1.0"
 Step = Callable[[str], None]
 
@@ -69,6 +70,7 @@ def _fill(recipe: Recipe, folder: Path, step: Step) -> Manifest:
     adapted = adapt(base, recipe)
     if adapted.config is not None:
         _write_adapter_config(adapted, base, folder)
+        _write_constants(adapted, folder)
     start = _write_start(adapted, folder)
     task, pad_id = TASKS[recipe.task], tokenizer.pad_id if tokenizer else 0
     batch = _example(base, recipe, pad_id)
@@ -112,8 +114,14 @@ def _write_adapter_config(adapted: Adapted, base: Base, folder: Path) -> None:
     config = adapted.config.to_dict()
     config |= {"base_model_name_or_path": base.model_id, "inference_mode": True}
     text = json.dumps(config, indent=2, sort_keys=True, default=_plain)
-    (folder / ADAPTER_CONFIG).parent.mkdir()
-    (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
+    (folder / BUNDLED_CONFIG).parent.mkdir()
+    (folder / BUNDLED_CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def _write_constants(adapted: Adapted, folder: Path) -> None:
+    """Statistics that PEFT saves with a batch norm whose weights train; a published adapter carries them unchanged."""
+    if adapted.constants:
+        save_file(dict(adapted.constants), folder / BUNDLED_CONSTANTS)
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ server publishes with this, and devices convert with it. safetensors is imported
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 ORIGIN = "covey.json"
 BUNDLED_CONFIG = "peft/adapter_config.json"
+BUNDLED_CONSTANTS = "peft/constants.safetensors"  # what PEFT wants beside what trains: statistics of batch norms
+WHOLE = "weights.safetensors"  # what trains without PEFT, under the base model's own names
 MAX_CONFIG = 1 << 20
 SCALING = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")  # what the same numbers mean depends on
 
@@ -26,7 +29,9 @@ SCALING = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")  # 
 def peft_files(bundle: Bundle, layout: Layout, vector: Vector, origin: dict[str, Any]) -> dict[str, bytes]:
     """The folder's files by name. `layout` is the bundle's, or that of one of its lower ranks.
 
-    `origin` (task and version, say) goes into covey.json, with the digests of vector and bundle.
+    `origin` (task and version, say) goes into covey.json, with the digests of vector and bundle. A bundle that trains
+    whole blocks has no PEFT configuration: its tensors go into one file under the base model's own names, for
+    `model.load_state_dict(..., strict=False)`.
     """
     from safetensors.numpy import save
 
@@ -34,11 +39,21 @@ def peft_files(bundle: Bundle, layout: Layout, vector: Vector, origin: dict[str,
         **origin, "digest": vector_digest(vector), "bundle": bundle.digest,
         "model": bundle.manifest.model, "revision": bundle.manifest.revision,
     }  # fmt: skip
-    return {
-        WEIGHTS: save(layout.split(vector), {"format": "pt"}),
-        CONFIG: peft_config(bundle, layout),
-        ORIGIN: (json.dumps(about, indent=1) + "\n").encode(),
-    }
+    named = {ORIGIN: (json.dumps(about, indent=1) + "\n").encode()}
+    if BUNDLED_CONFIG not in bundle.manifest.files:
+        return {WHOLE: save(layout.split(vector), {"format": "pt"}), **named}
+    weights = save({**layout.split(vector), **constants(bundle)}, {"format": "pt"})
+    return {WEIGHTS: weights, CONFIG: peft_config(bundle, layout), **named}
+
+
+def constants(bundle: Bundle) -> dict[str, NDArray[Any]]:
+    """What PEFT's loader wants in the file and no device trains, by PEFT's names."""
+    if BUNDLED_CONSTANTS not in bundle.manifest.files:
+        return {}
+    from safetensors.numpy import load_file
+
+    found: dict[str, NDArray[Any]] = load_file(bundle.folder / BUNDLED_CONSTANTS)
+    return found
 
 
 def peft_config(bundle: Bundle, layout: Layout) -> bytes:
@@ -74,15 +89,15 @@ def at_rank(config: dict[str, Any], rank: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def read_weights(path: Path, limit: int) -> dict[str, NDArray[np.float32]]:
-    """The tensors of a safetensors file of at most `limit` bytes, in float32, by PEFT's names."""
+def read_weights(path: Path, limit: int, but: Collection[str] = ()) -> dict[str, NDArray[np.float32]]:
+    """The tensors of a safetensors file of at most `limit` bytes, in float32, by PEFT's names, but for those of `but`."""
     from safetensors import SafetensorError, deserialize
 
     if path.stat().st_size > limit:
         raise LayoutError(f"{path} has {path.stat().st_size:,} bytes, more than an adapter of this bundle can have")
     try:
         views = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-        return {name: _float32(path, name, view) for name, view in views}
+        return {name: _float32(path, name, view) for name, view in views if name not in but}
     except (SafetensorError, ValueError, KeyError) as error:
         raise UsageError(f"{path} is not a safetensors file: {str(error)[:100]}") from None
 

@@ -78,6 +78,13 @@ class Division:
         """One of shared, personal, fixed, fresh, cohort."""
         return next((label for label, patterns in self._labelled() if matches(tensor, patterns)), SHARED)
 
+    def described(self) -> dict[str, list[str]]:
+        """The names of the tensors under each label that occurs, for people."""
+        out: dict[str, list[str]] = {}
+        for tensor in self.adapter.tensors:
+            out.setdefault(self.label(tensor), []).append(tensor.name)
+        return out
+
     @cached_property
     def space(self) -> Layout:
         """Everything: the adapter, then the cohorts' copies, then the second adapter."""

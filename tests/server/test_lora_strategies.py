@@ -37,9 +37,9 @@ def space_of(second_rank: int = 0, *, mixed: bool = False) -> Space:
     head = Tensor(name="head", shape=(3, 5), kind="head", init="zeros")
     first = Layout((*lora("q", 12, 10, 8, 2.0), *lora("v", 9, 11, 8, 0.5), head))
     if not second_rank:
-        return Space(first, mixed=mixed)
+        return Space(first, ranks=RANKS if mixed else ())
     second = Layout((*lora("q", 12, 10, second_rank, 1.0), *lora("v", 9, 11, second_rank, 1.0)))
-    return Space(first, second, mixed)
+    return Space(first, second, RANKS if mixed else ())
 
 
 def start_of(space: Space, seed: int, *, zero_b: bool = False) -> Vector:
@@ -269,7 +269,7 @@ def test_florist_learns_from_mixed_ranks() -> None:
 def test_hetlora_by_hand() -> None:
     """One module of rank 2 and 1 x 1 weights: two devices, one of rank 1."""
     layout = Layout(lora("q", 1, 1, 2, 1.0))
-    space = Space(layout, mixed=True)
+    space = Space(layout, ranks=(1, 2))
     start = np.array([1, 1, 0, 0], np.float32)  # A = [1; 1], B = [0, 0]
     whole = Entries(4, np.arange(4, dtype=np.uint32), np.array([0, 0, 3, 4], np.float32))
     low = Entries(4, np.array([0, 2], np.uint32), np.array([1, 1], np.float32))
@@ -279,7 +279,7 @@ def test_hetlora_by_hand() -> None:
 
 
 def test_rbla_by_hand() -> None:
-    space = Space(Layout(lora("q", 1, 1, 2, 1.0)), mixed=True)
+    space = Space(Layout(lora("q", 1, 1, 2, 1.0)), ranks=(1, 2))
     start = np.array([1, 1, 0, 0], np.float32)
     whole = Entries(4, np.arange(4, dtype=np.uint32), np.array([0, 2, 3, 4], np.float32))
     low = Entries(4, np.array([0, 2], np.uint32), np.array([1, 1], np.float32))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from covey_shared.entries import Entries
 from covey_shared.layout import Vector
+from covey_shared.messages import PLAIN, Sharing
 
 
 class Sum(NamedTuple):
@@ -28,7 +29,8 @@ class Strategy(NamedTuple):
     adds one device's change (trained minus started) and may reuse the sum's memory, so the one passed in is gone.
     `finish(sum)` is the mean change, float32 [n]. `weigh` is what a device with so many examples weighs; the task's
     caps come after it. With `absolute` a version is published as weights from zero, else as the difference from the
-    version before.
+    version before. `sharing` is what of the adapter travels. A strategy of `whole` factors reckons with what devices
+    end with, so all of an adapter's LoRA is shared and all updates of a version start from the same one.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Strategy(NamedTuple):
     finish: Callable[[Any], Vector]
     absolute: bool = False
     weigh: Callable[[int], float] = lambda examples: 1.0
+    sharing: Sharing = PLAIN
+    whole: bool = False
 
 
 def empty(start: Vector) -> Sum:

@@ -13,6 +13,7 @@ from covey_server.lowrank import align, compress, stack
 from covey_server.strategies.base import Strategy
 from covey_server.strategies.space import Gathered, Space, gather, product
 from covey_shared.layout import Vector
+from covey_shared.messages import Sharing
 
 
 def fedex(space: Space) -> Strategy:
@@ -32,4 +33,4 @@ def fedex(space: Space) -> Strategy:
             second.put(new, best.a, best.b)
         return new - round_.start
 
-    return Strategy("fedex", Gathered, gather, finish, weigh=float)
+    return Strategy("fedex", Gathered, gather, finish, weigh=float, sharing=Sharing(second=True), whole=True)

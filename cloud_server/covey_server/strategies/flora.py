@@ -20,10 +20,12 @@ from covey_server.strategies.base import Strategy
 from covey_server.strategies.space import Gathered, Space, gather, product
 from covey_shared.factors import rest
 from covey_shared.layout import Vector
+from covey_shared.messages import Sharing
 
 
 def flora(space: Space, energy: float) -> Strategy:
     """The strategy; `energy` in (0, 1] is the share that recompression keeps, as far as the second rank suffices."""
+    sharing = Sharing(fresh=("kind:lora_A", "kind:lora_B"), second=True, ranks=space.ranks)
     modules, seconds = space.modules("flora"), space.seconds("flora")
     others = np.flatnonzero(rest(space.layout))
 
@@ -39,4 +41,4 @@ def flora(space: Space, energy: float) -> Strategy:
         new[others] += mean[others]  # heads and norms have no factors: their mean
         return new - round_.start
 
-    return Strategy("flora", Gathered, gather, finish, weigh=float)
+    return Strategy("flora", Gathered, gather, finish, weigh=float, sharing=sharing, whole=True)

@@ -17,6 +17,7 @@ from covey_server.strategies.base import Strategy
 from covey_server.strategies.space import Gathered, Space, gather, product
 from covey_shared.factors import rest
 from covey_shared.layout import Vector
+from covey_shared.messages import Sharing
 
 
 def florist(space: Space, energy: float) -> Strategy:
@@ -39,4 +40,4 @@ def florist(space: Space, energy: float) -> Strategy:
         new[others] += mean[others]
         return new - start
 
-    return Strategy("florist", Gathered, gather, finish, weigh=float)
+    return Strategy("florist", Gathered, gather, finish, weigh=float, sharing=Sharing(ranks=space.ranks), whole=True)

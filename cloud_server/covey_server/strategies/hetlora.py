@@ -17,6 +17,7 @@ from covey_server.strategies.space import Returned, Space, product
 from covey_shared.entries import Entries
 from covey_shared.factors import rest
 from covey_shared.layout import Vector
+from covey_shared.messages import Sharing
 
 
 def hetlora(space: Space) -> Strategy:
@@ -42,4 +43,4 @@ def hetlora(space: Space) -> Strategy:
         padded = factors.total / factors.weight - start if factors.weight else mean
         return np.where(others, mean, padded).astype(np.float32)
 
-    return Strategy("hetlora", init, add, finish)
+    return Strategy("hetlora", init, add, finish, sharing=Sharing(ranks=space.ranks), whole=True)

@@ -34,7 +34,7 @@ def lora_fair(space: Space, ridge: float) -> Strategy:
             pair.put(new, a, b + correction(a, missed, [*round_.shares, -1.0], ridge))
         return new - round_.start
 
-    return Strategy("lora-fair", Gathered, gather, finish, weigh=float)
+    return Strategy("lora-fair", Gathered, gather, finish, weigh=float, whole=True)
 
 
 def correction(a: Matrix, missed: list[Product], weights: list[float], ridge: float) -> Matrix:

@@ -16,6 +16,7 @@ from covey_server.strategies.base import Strategy
 from covey_server.strategies.space import Space
 from covey_shared.entries import Entries
 from covey_shared.layout import Vector
+from covey_shared.messages import Sharing
 
 
 class Owned(NamedTuple):
@@ -40,4 +41,4 @@ def rbla(space: Space) -> Strategy:
         mean = np.divide(owned.total, owned.weight, out=np.zeros_like(owned.total), where=owned.weight > 0)
         return mean.astype(np.float32)
 
-    return Strategy("rbla", init, add, finish, weigh=float)
+    return Strategy("rbla", init, add, finish, weigh=float, sharing=Sharing(ranks=space.ranks))

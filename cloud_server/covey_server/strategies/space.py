@@ -19,11 +19,21 @@ from covey_shared.layout import Layout, Vector
 
 
 class Space(NamedTuple):
-    """The layout of the adapter at its largest rank, that of the second adapter, and whether devices differ in rank."""
+    """The layout of the adapter at its largest rank, that of the second adapter, and the ranks of devices."""
 
     layout: Layout
     second: Layout | None = None
-    mixed: bool = False
+    ranks: tuple[int, ...] = ()
+
+    @property
+    def mixed(self) -> bool:
+        """Whether devices may differ in rank."""
+        return len(self.ranks) > 1
+
+    @property
+    def alone(self) -> "Space":
+        """The same without a second adapter, for a strategy that has no use for one."""
+        return self._replace(second=None)
 
     @property
     def size(self) -> int:
