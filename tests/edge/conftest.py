@@ -61,16 +61,18 @@ with quiet():
     BertForSequenceClassification(bert).save_pretrained(out / "bert")
     PreTrainedTokenizerFast(tokenizer_object=library, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
                             sep_token="[SEP]").save_pretrained(out / "bert")
-    bundle.export(Recipe(model=str(out / "llama"), rank=2, batch_size=4, seq_len=32, targets=targets),
+    bundle.export(Recipe(model=str(out / "llama"), ranks=(1, 2), batch_size=4, seq_len=32, targets=targets),
                   out / "lm")
     bundle.export(Recipe(model=str(out / "bert"), task="sequence-classification", rank=2, batch_size=4, seq_len=8,
                          targets=("onnx",)), out / "classifier")
+    bundle.export(Recipe(model="covey:resnet8", task="image-classification", labels=("dark", "light"), image=(3, 8, 8),
+                         rank=1, target_modules=("all-conv",), batch_size=4, targets=("onnx",)), out / "pictures")
 """
 
 
 @pytest.fixture(scope="session")
 def bundles(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of this run with the bundles `lm` (for all runtimes that are installed) and `classifier` (ONNX)."""
+    """A folder of this run with the bundles `lm` (for all runtimes that are installed), `classifier` and `pictures`."""
     absent = [m for m in NEEDED if importlib.util.find_spec(m) is None]
     if absent:
         pytest.skip(f"needs {', '.join(absent)} to export a bundle")
@@ -89,7 +91,7 @@ def bundles(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactor
 
 
 def make(folder: Path, targets: str) -> None:
-    """Export both, in a process of their own."""
+    """Export them, in a process of their own."""
     folder.mkdir()
     command = [sys.executable, "-c", MAKE, str(folder), targets]
     made = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -109,7 +111,7 @@ def made_from(targets: str) -> str:
 
 @pytest.fixture(scope="session")
 def lm(bundles: Path) -> Bundle:
-    """A causal LM over bytes: batch 4, 32 tokens."""
+    """A causal LM over bytes: batch 4, 32 tokens, ranks 1 and 2."""
     return Bundle.open(bundles / "lm")
 
 
@@ -117,3 +119,9 @@ def lm(bundles: Path) -> Bundle:
 def classifier(bundles: Path) -> Bundle:
     """A classifier of two classes over words: batch 4, 8 tokens."""
     return Bundle.open(bundles / "classifier")
+
+
+@pytest.fixture(scope="session")
+def pictures(bundles: Path) -> Bundle:
+    """A classifier of two classes over images of 3 x 8 x 8: batch 4."""
+    return Bundle.open(bundles / "pictures")

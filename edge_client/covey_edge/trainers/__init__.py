@@ -149,14 +149,11 @@ def open_graphs(
             return module.open_graphs(bundle, threads, device), device
         on_cpu = partial(module.open_graphs, bundle, threads, "cpu")
         try:
-            graphs = module.open_graphs(bundle, threads, device)
+            return FallsBack(module.open_graphs(bundle, threads, device), on_cpu, device, notice), device
         except (CoveyError, RuntimeError) as error:  # torch moves weights to the device here
-            cause = first_line(error)
-            graphs, device = on_cpu(), "cpu"
-        else:
-            return FallsBack(graphs, on_cpu, device, notice), device
+            cause, graphs = first_line(error), on_cpu()
     notice(f"{device} cannot run this bundle here, so the CPU does: {cause}")
-    return graphs, device
+    return graphs, "cpu"
 
 
 def open_trainer(

@@ -74,7 +74,7 @@ def choose_device(provider: str) -> str:
 
 def open_graphs(bundle: Bundle, threads: int, provider: str) -> Programs:
     """Load the weights to a device; `provider` is as `choose_device` gives it."""
-    device = torch.device(choose_device(provider))
+    device = torch.device(provider or "cpu")
     if threads:
         torch.set_num_threads(threads)
     path = bundle.path("torch", "weights")
