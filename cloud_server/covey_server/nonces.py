@@ -33,14 +33,14 @@ class Nonces:
         self._next = 0
         self._oldest = 0  # nonces below are too old
         self._used = bytearray(window // 8)
-        self._marks: deque[tuple[float, int]] = deque([(clock(), 0)])
+        self._marks: deque[tuple[float, int]] = deque([(clock(), 0)])  # all below the number are older than the time
         self._last: dict[str, int] = {}  # device -> its newest nonce; those of stale nonces are forgotten
 
     def issue(self) -> str:
         """A fresh one: 32 characters."""
+        self._age()
         number = self._next
         self._next += 1
-        self._age()
         slot = number % self._window
         self._used[slot >> 3] &= ~(1 << (slot & 7))
         head = number.to_bytes(NUMBER, "big")
@@ -75,11 +75,11 @@ class Nonces:
 
     def _age(self) -> None:
         """Let what is older than AGE_S go stale."""
-        now_s = self._clock()
-        if now_s - self._marks[-1][0] < MARK_S:
+        now_s, last_s = self._clock(), self._marks[-1][0]
+        if now_s - last_s < MARK_S:
             return
-        self._marks.append((now_s, self._next))
-        while now_s - self._marks[0][0] > AGE_S:
+        self._marks += [(last_s + MARK_S, self._next), (now_s, self._next)]  # none was issued between the two
+        while self._marks[0][0] <= now_s - AGE_S:
             self._oldest = self._marks.popleft()[1]
         floor = self._floor
         self._last = {device: number for device, number in self._last.items() if number >= floor}
