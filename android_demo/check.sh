@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compiles and tests :core, on a machine without Android Studio, Gradle or an Android SDK: see docs/android.md.
+# Compiles and tests :core, compiles :app, builds and signs an APK, on a machine without Android Studio, Gradle or an Android SDK: see docs/android.md.
 #
 #     android_demo/check.sh            everything
 #     android_demo/check.sh core       only :core and its tests
@@ -15,8 +15,14 @@ PYTHON=${PYTHON:-$HERE/../.venv/bin/python}
 command -v "$PYTHON" >/dev/null || PYTHON=python3
 . "$HERE/check/toolchain.sh"
 . "$HERE/check/core.sh"
+. "$HERE/check/app.sh"
 fetch_tools
 compile_core
 test_core
 [ "$WHAT" = core ] && exit 0
+link_resources
+compile_app
+make_dex
+sign_apk
+describe_apk
 say "all checks passed"

@@ -2,7 +2,8 @@
 
 - `flat` (`.flat`): what a device holds. A magic, the layout's digest, a SHA-256 of the values, and n little-endian
   float32 values: 72 bytes before a plain array.
-- `peft`: a folder as `PeftModel.from_pretrained` loads it (see `covey_shared.peft_folder`).
+- `peft`: a folder as `PeftModel.from_pretrained` loads it, or, where whole blocks train, one with their weights under
+  the base model's names (see `covey_shared.peft_folder`).
 - `onnx` (`.onnx_adapter`): ONNX Runtime's own adapter file, with one parameter named as the graphs' input, `adapter`.
   An application loads it with `LoraAdapter` and `RunOptions`, and runs the bundle's `forward.onnx` with tokens alone.
 
@@ -28,6 +29,7 @@ from covey_shared.peft_folder import (
     CONFIG,
     ORIGIN,
     WEIGHTS,
+    WHOLE,
     check_config,
     constants,
     peft_files,
@@ -128,9 +130,10 @@ def _read_flat(path: Path, bundle: Bundle) -> Adapter:
 
 
 def _read_peft(path: Path, bundle: Bundle) -> Adapter:
-    folder, weights = (path, path / WEIGHTS) if path.is_dir() else (path.parent, path)
+    name = WEIGHTS if has_peft(bundle) else WHOLE
+    folder, weights = (path, path / name) if path.is_dir() else (path.parent, path)
     if not weights.is_file():
-        raise UsageError(f"{path} is no PEFT adapter: it has no {WEIGHTS}")
+        raise UsageError(f"{path} holds no adapter of this bundle: it has no {name}")
     fixed = constants(bundle)
     limit = 8 * bundle.manifest.layout.size + sum(a.nbytes for a in fixed.values()) + (1 << 20)
     arrays = read_weights(weights, limit, fixed)
@@ -158,19 +161,19 @@ def _version(path: Path) -> int:
 
 
 def has_peft(bundle: Bundle) -> bool:
-    """Whether what the bundle trains can be written as a PEFT folder."""
+    """Whether what the bundle trains is for PEFT; a whole block is weights under the base model's own names."""
     return BUNDLED_CONFIG in bundle.manifest.files
 
 
 def write_into(adapter: Adapter, folder: Path, bundle: Bundle) -> None:
-    """The files of the PEFT form into a folder that is there, each replaced whole."""
+    """The files of the folder form into a folder that is there, each replaced whole."""
     version = {"version": adapter.version} if adapter.version >= 0 else {}
     for name, data in peft_files(bundle, adapter.layout, adapter.vector, version).items():
         write_durably(folder / name, data)
 
 
 def _write_folder(adapter: Adapter, path: Path, bundle: Bundle) -> None:
-    if path.exists() and not (path.is_dir() and ((path / WEIGHTS).is_file() or not any(path.iterdir()))):
+    if path.exists() and not (path.is_dir() and ((path / ORIGIN).is_file() or not any(path.iterdir()))):
         raise UsageError(f"{path} exists and is no adapter's folder: choose another place")
     if path.exists():
         write_into(adapter, path, bundle)

@@ -11,13 +11,17 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from covey_edge import calls, local
-from covey_edge.data import Dataset, evaluation_batches, evaluation_count
+from covey_edge.data import evaluation_batches, evaluation_count
+from covey_edge.device import Device
 from covey_edge.events import Events
 from covey_edge.local import Progress
+from covey_edge.parts import PartTrainer
 from covey_edge.plan import (
     Action,
     CheckIn,
@@ -28,59 +32,25 @@ from covey_edge.plan import (
     Upload,
     View,
     Wait,
-    Wishes,
     after_check_in,
     before_check_in,
 )
-from covey_edge.state import HISTORY, Client, Pending, Scored, StateFolder, bytes_of, training_of
+from covey_edge.state import HISTORY, Client, Pending, Scored, StateFolder, bytes_of, training_of, vector_of
 from covey_edge.trainers import Score, Trainer
 from covey_edge.transport import Refused, ServerError, Transport
 from covey_edge.uploads import Parcel, deliver
 from covey_edge.versions import NOTHING, Held, advance
 from covey_shared import messages
-from covey_shared.bundle import Bundle
-from covey_shared.codec import Codec, codec_from_spec, dump_state, error_feedback, load_state
+from covey_shared.codec import dump_state, load_state
 from covey_shared.errors import RemoteError, UsageError
 from covey_shared.layout import Vector
-from covey_shared.messages import Assignment, Evaluation, Task, Update
+from covey_shared.messages import Assignment, Evaluation, Update
 from covey_shared.prng import derive
 
 CHECKPOINT_S = 2.0  # between two saves of a round in progress: what a kill costs at most
 MAX_REFUSALS = 5  # in a row, before the server's sentence becomes the end
+NO_OWN = np.empty(0, np.float32)  # personal tensors at their start
 MIN_WAIT_S, MAX_WAIT_S = 0.02, 600.0  # between check-ins, whatever the server says
-
-
-@dataclass(frozen=True)
-class Device:
-    """What does not change while a device takes part in a task."""
-
-    task: Task
-    bundle: Bundle
-    dataset: Dataset
-    trainer: Trainer
-    runtime: str
-    wishes: Wishes
-    eval_batches: int
-    checkpoint_s: float = CHECKPOINT_S
-
-    def start(self) -> Vector:
-        """Version 0, from the task's seed."""
-        return self.bundle.start(self.task.seed)
-
-    def codec(self) -> Codec:
-        """The codec of the uploads."""
-        plain = codec_from_spec(self.task.upload_codec, self.bundle.manifest.layout)
-        return error_feedback(plain) if self.task.local.error_feedback else plain
-
-    def codec_name(self) -> str:
-        """What a saved codec state must be of to be used again."""
-        spec = [s.to_bytes() for s in self.task.upload_codec]
-        return hashlib.sha256(repr((spec, self.task.local.error_feedback)).encode()).hexdigest()
-
-
-def task_name(task: Task) -> str:
-    """What a state folder belongs to: the same name over another model or seed is another task."""
-    return f"{task.name}/{hashlib.sha256(f'{task.bundle}{task.layout}{task.seed}'.encode()).hexdigest()[:16]}"
 
 
 class Agent:
@@ -90,7 +60,7 @@ class Agent:
         self.device, self.transport, self.folder, self.events = device, transport, folder, events
         self.record = record
         self.held = record.version()
-        self.uploaded = self.refusals = 0
+        self.uploaded = self.refusals = self.cohort = 0
 
     async def run(self) -> Client:
         """Take part until the task is done (or one round is); returns what is remembered in the end."""
@@ -154,45 +124,57 @@ class Agent:
 
     async def advance_from(self, held: Held, version: int) -> Held:
         """The version, from what is held, with its digest checked."""
-        layout = self.device.bundle.manifest.layout
+        layout = self.device.share.division.published
         message = await calls.get_adapter(self.transport, version, held.version, layout)
         return await asyncio.to_thread(advance, held, message, layout, self.device.start)
 
     async def evaluate(self, action: Evaluate) -> bool:
         """Held-out loss of the version that is held; the server hears of it, and may decline."""
-        score = await self.score(self.held.adapter)
-        scored = Scored(version=action.version, **score._asdict())
-        message = Evaluation(client=self.record.client, layout=self.device.task.layout, **score._asdict(),
-                             version=action.version)  # fmt: skip
+        scored = await self.report(action.version, NO_OWN, "global")
+        self.save(history=_appended(self.record.history, scored))
+        if self.device.share.division.personal(self.device.share.rank) is not None:
+            own = await self.report(action.version, vector_of(self.record.own), "personal")
+            self.save(own_history=_appended(self.record.own_history, own))
+        return True
+
+    async def report(self, version: int, own: Vector, kind: str) -> Scored:
+        """Evaluate the version held, for all (with personal tensors at their start) or for this device, and say so."""
+        score = await self.score(*self.device.model(self.held.adapter, own, cohort=self.cohort))
+        message = Evaluation(client=self.record.client, layout=self.device.task.layout, version=version, kind=kind,
+                             **score._asdict())  # fmt: skip
         try:
             await calls.put_evaluation(self.transport, message)
         except Refused as error:
-            self.events.notice(f"the server does not take the evaluation of version {action.version}: {error}")
-        first, rest = self.record.history[:1], self.record.history[1:]
-        self.save(history=(*first, *rest[1 - HISTORY :], scored))
-        self.events.emit("evaluated", version=action.version, loss=scored.loss, **score._asdict())
-        return True
+            self.events.notice(f"the server does not take the evaluation of version {version}: {error}")
+        scored = Scored(version=version, **score._asdict())
+        self.events.emit("evaluated", version=version, kind=kind, loss=scored.loss, **score._asdict())
+        return scored
 
-    async def score(self, adapter: Vector) -> Score:
+    async def score(self, adapter: Vector, trainer: Trainer) -> Score:
         """The sums over the held-out examples."""
         examples, batch_size = self.device.dataset.heldout, self.device.bundle.manifest.batch_size
         total = evaluation_count(examples, batch_size, self.device.eval_batches)
         loss_sum, tokens, correct = 0.0, 0, 0
         for done, batch in enumerate(evaluation_batches(examples, batch_size, self.device.eval_batches), 1):
-            score = await asyncio.to_thread(self.device.trainer.evaluate, adapter, batch)
+            score = await asyncio.to_thread(trainer.evaluate, adapter, batch)
             loss_sum, tokens, correct = loss_sum + score.loss_sum, tokens + score.tokens, correct + score.correct
             self.events.emit("batch", what="evaluating", done=done, total=total)
         return Score(loss_sum, tokens, correct)
 
     async def train(self, action: Train) -> bool:
         """All steps of a round, from where a killed process left it; then the update, encoded and saved."""
-        progress = await self.train_steps(action)
+        self.cohort = action.cohort
+        whole, trainer = self.device.model(self.held.adapter, vector_of(self.record.own), action.round, action.cohort)
+        part = PartTrainer(trainer, whole, self.device.share.trained(action.round))
+        before = whole[part.where]
+        progress = await self.train_steps(action, part, before)
         if progress is None:
             return False
-        pending, before = await asyncio.to_thread(self.encode, action, progress)
+        pending, state = await asyncio.to_thread(self.encode, action, progress, before)
         manifest = self.device.bundle.manifest
         self.save(
-            pending=(pending,), codec=self.device.codec_name(), codec_state=before,
+            pending=(pending,), codecs=self.codecs(pending.codec, state),
+            own=bytes_of(self.device.share.kept(progress.adapter, action.round)),
             trained_tokens=self.record.trained_tokens + progress.step * manifest.batch_size * max(1, manifest.seq_len),
             train_seconds=self.record.train_seconds + progress.seconds,
         )  # fmt: skip
@@ -203,12 +185,20 @@ class Agent:
         )  # fmt: skip
         return True
 
-    def encode(self, action: Train, progress: Progress) -> tuple[Pending, bytes]:
+    def codecs(self, name: str, state: bytes) -> dict[str, bytes]:
+        """The states to remember with this one: as many as a task has phases, the newest."""
+        wanted = max(1, len(self.device.task.sharing.phases))
+        others = {key: value for key, value in self.record.codecs.items() if key != name}
+        return {**dict(list(others.items())[len(others) - wanted + 1 :] if wanted > 1 else ()), name: state}
+
+    def encode(self, action: Train, progress: Progress, before: Vector) -> tuple[Pending, bytes]:
         """The round's change as an update to send, and the codec's state until that is acknowledged."""
-        codec, task = self.device.codec(), self.device.task
-        known = self.record.codec_state if self.record.codec == self.device.codec_name() else b""
+        codec, task, share = self.device.codec(action.round), self.device.task, self.device.share
+        name = self.device.codec_name(action.round)
+        known = self.record.codecs.get(name, b"")
         state = load_state(known) if known else codec.init(derive(task.seed, "codec", self.record.client))
-        parts, after = codec.encode(progress.adapter - self.held.adapter, state)
+        seen = codec.look(share.sent(progress.adapter, action.round), state)
+        parts, after = codec.encode(share.sent(progress.adapter - before, action.round), seen)
         body = self.update(action, progress, parts).to_bytes()
         if len(body) > task.max_upload_bytes:
             raise UsageError(
@@ -216,15 +206,15 @@ class Agent:
                 "its operator has to raise the limit or choose a smaller codec"
             )
         kind = {"round": action.round, "attempt": action.attempt, "version": action.version}
-        return Pending(**kind, body=body, codec_after=dump_state(after)), dump_state(state)
+        return Pending(**kind, body=body, codec=name, codec_after=dump_state(after)), dump_state(state)
 
-    async def train_steps(self, action: Train) -> Progress | None:
+    async def train_steps(self, action: Train, trainer: Trainer, before: Vector) -> Progress | None:
         """The finished round, or None where its deadline passed: what is done is kept in case it is opened again."""
         task, deadline = self.device.task, time.monotonic() + action.deadline_s
-        progress, saved = self.resumed(action), time.monotonic()
+        progress, saved = self.resumed(action, before), time.monotonic()
         seed = local.batch_seed(task.seed, action.round, self.record.client)
         batch_size = self.device.bundle.manifest.batch_size
-        steps = local.train(self.device.trainer, self.device.dataset.train, batch_size, task.local, seed, progress)
+        steps = local.train(trainer, self.device.dataset.train, batch_size, task.local, seed, progress)
         try:
             while (after := await asyncio.to_thread(next, steps, None)) is not None:
                 progress = after
@@ -244,14 +234,14 @@ class Agent:
             raise
         return progress
 
-    def resumed(self, action: Train) -> Progress:
+    def resumed(self, action: Train, before: Vector) -> Progress:
         """The round's saved progress if there is any of this very round, else its beginning."""
         saved, sentence = self.folder.load_training()
         self.events.notice(sentence)
         if saved and (saved.task, saved.round, saved.attempt, saved.version) == _key(self.record.task, action):
             self.events.notice(f"going on with round {action.round} after step {saved.step}")
             return saved.progress()
-        return local.begin(self.held.adapter, self.device.task.local)
+        return local.begin(before, self.device.task.local)
 
     def checkpoint(self, action: Train, progress: Progress) -> None:
         """Save the round in progress."""
@@ -260,8 +250,8 @@ class Agent:
     def update(self, action: Train, progress: Progress, parts: dict[str, bytes]) -> Update:
         """The message that is uploaded."""
         return Update(
-            client=self.record.client, layout=self.device.task.layout, round=action.round, attempt=action.attempt,
-            version=action.version, codec=self.device.task.upload_codec, parts=parts,
+            client=self.record.client, layout=self.device.uploaded(action.round).digest, round=action.round,
+            attempt=action.attempt, version=action.version, codec=self.device.task.upload_codec, parts=parts,
             examples=self.device.dataset.train.count, steps=progress.step, loss_before=progress.loss_before,
             loss_after=progress.loss_after, seconds=progress.seconds,
         )  # fmt: skip
@@ -278,7 +268,8 @@ class Agent:
         if receipt.digest != hashlib.sha256(pending.body).hexdigest():
             raise ServerError(f"the server acknowledged other bytes than were sent for round {pending.round}")
         self.uploaded, self.refusals = self.uploaded + 1, 0
-        self.save(pending=(), codec_state=pending.codec_after, rounds=self.record.rounds + 1)
+        codecs = self.codecs(pending.codec, pending.codec_after)
+        self.save(pending=(), codecs=codecs, rounds=self.record.rounds + 1)
         self.events.emit("uploaded", round=pending.round, bytes=len(pending.body), status=receipt.status,
                          version=receipt.version, staleness=receipt.staleness)  # fmt: skip
         return True
@@ -304,6 +295,11 @@ class Agent:
         traffic = self.transport.traffic
         self.record = replace(self.record, sent=dict(traffic.sent), received=dict(traffic.received), **changes)
         self.folder.save(self.record)
+
+
+def _appended(history: tuple[Scored, ...], scored: Scored) -> tuple[Scored, ...]:
+    """With one more; the first stays, and of the rest the newest."""
+    return (*history[:1], *history[1:][1 - HISTORY :], scored)
 
 
 def _key(task: str, action: Train) -> tuple[str, int, int, int]:

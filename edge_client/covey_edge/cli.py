@@ -27,6 +27,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--runtime", default="auto", choices=["auto", "onnx", "executorch", "torch"],
         help="what runs the model (default: the first of these that is installed and in the bundle)")  # fmt: skip
     add("--name", default="", help="this device's name for the server (default: a random one, kept)")
+    add("--rank", type=int, default=0, metavar="R",
+        help="train this LoRA rank, one of those that the task offers (default: the largest)")  # fmt: skip
     add("--code", default="", help="the operator's one-time code, at the first use (or URL#CODE as the address)")
     add("--ca", type=Path, metavar="FILE", help="PEM file of the authorities to trust, instead of the system's")
     add("--insecure-http", action="store_true",

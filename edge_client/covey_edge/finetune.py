@@ -243,11 +243,8 @@ def finish(job: Job, saved: Saved, show: Show) -> dict[str, Any]:
     adapter = Adapter(job.layout, vector_of(saved.adapter))
     before, after = Score(saved.before[0], *map(int, saved.before[1:])), evaluate(job, adapter.vector, show)
     out, losses = job.options.out, vector_of(saved.losses)
-    written = ["flat"]
     adapters.write_adapter(adapter, out / FLAT, job.bundle, "flat")
-    if adapters.has_peft(job.bundle):
-        adapters.write_into(adapter, out, job.bundle)
-        written.append("peft")
+    adapters.write_into(adapter, out, job.bundle)
     result = {
         "model": job.bundle.manifest.model, "bundle": job.bundle.digest, "runtime": job.runtime,
         "rank": job.layout.rank, "numbers": job.layout.size,
@@ -255,7 +252,7 @@ def finish(job: Job, saved: Saved, show: Show) -> dict[str, Any]:
         "steps": saved.step, "seconds": saved.seconds, "tokens_per_second": job.tokens * saved.step / saved.seconds,
         "loss_before": before.loss_sum / before.tokens, "loss_after": after.loss_sum / after.tokens,
         "accuracy_before": before.correct / before.tokens, "accuracy_after": after.correct / after.tokens,
-        "peak_bytes": peak_bytes(), "adapter_digest": vector_digest(adapter.vector), "written": written,
+        "peak_bytes": peak_bytes(), "adapter_digest": vector_digest(adapter.vector),
         "losses": [round(float(x), 6) for x in losses], "finished": time.time(),
     }  # fmt: skip
     write_durably(out / RESULT, (json.dumps(result, indent=1) + "\n").encode())

@@ -4,15 +4,16 @@ import math
 from collections.abc import Callable
 from contextlib import closing
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from covey_edge import curve, finetune
+from covey_edge.adapters import has_peft
 from covey_edge.events import Bars, printable
 from covey_edge.finetune import Job, Options
 from covey_shared.errors import UsageError
+from covey_shared.peft_folder import WHOLE
 from covey_shared.show import size_text
 
 
@@ -76,19 +77,20 @@ def summary(job: Job, result: dict[str, Any]) -> str:
         f"speed            {1000 * result['seconds'] / result['steps']:,.0f} ms a step, "
         f"{result['tokens_per_second']:,.0f} {job.unit}/s",
         f"peak memory      {size_text(result['peak_bytes'])} (this process, libraries and data included)",
-        f"adapter          {_written(job.options.out, result)}",
+        f"adapter          {_written(job)}",
     ]
-    return "\n".join([*lines, *_next(job, result)])
+    return "\n".join([*lines, _next(job)])
 
 
-def _written(out: Path, result: dict[str, Any]) -> str:
-    flat = f"{out / finetune.FLAT}"
-    return f"{out} (for PEFT), {flat}" if "peft" in result["written"] else f"{flat} (what trains is no LoRA)"
+def _written(job: Job) -> str:
+    out = job.options.out
+    reader = "PEFT" if has_peft(job.bundle) else f"load_state_dict: {WHOLE}"
+    return f"{out} (for {reader}), {out / finetune.FLAT}"
 
 
-def _next(job: Job, result: dict[str, Any]) -> list[str]:
+def _next(job: Job) -> str:
     """What to type next."""
-    path = job.options.out if "peft" in result["written"] else job.options.out / finetune.FLAT
-    if job.bundle.manifest.task == "causal-lm":
-        return [f"\nTry it:\n  covey bundle generate {job.bundle.folder} --adapter {path} --prompt TEXT"]
-    return [f"\nTry it:\n  covey bundle classify {job.bundle.folder} --adapter {path} --data PATH"]
+    action, what = (
+        ("generate", "--prompt TEXT") if job.bundle.manifest.task == "causal-lm" else ("classify", "--data PATH")
+    )
+    return f"\nTry it:\n  covey bundle {action} {job.bundle.folder} --adapter {job.options.out} {what}"

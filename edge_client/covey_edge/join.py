@@ -15,10 +15,12 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from covey_edge import bundles, calls
-from covey_edge.agent import Agent, Device, task_name
+from covey_edge.agent import Agent
 from covey_edge.data import evaluation_batches
+from covey_edge.device import Device, task_name
 from covey_edge.events import Events
 from covey_edge.identity import open_key
+from covey_edge.parts import check_share
 from covey_edge.plan import Wishes
 from covey_edge.signers import check_signer
 from covey_edge.sources import read_source
@@ -54,13 +56,14 @@ class Options:
     checkpoint_s: float = 2.0
     wait_s: float = 10.0
     save_heldout: Path | None = None
+    rank: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.holdout <= 0.5:
             raise UsageError(
                 f"--holdout is the share kept back for evaluation, above 0 and at most 0.5: {self.holdout}"
             )
-        for name in ("threads", "eval_every", "eval_batches", "checkpoint_s", "wait_s"):
+        for name in ("threads", "eval_every", "eval_batches", "checkpoint_s", "wait_s", "rank"):
             if getattr(self, name) < 0:
                 raise UsageError(f"--{name.removesuffix('_s').replace('_', '-')} must not be negative")
         if self.name:
@@ -141,6 +144,7 @@ async def get_ready(options: Options, transport: Transport, task: Task, folder: 
     )  # fmt: skip
     events.notice(source.skipped)
     before = transport.traffic.received.get(calls.BUNDLE, 0)
+    check_share(manifest, task.sharing, options.rank)
     bundle = await bundles.fetch_bundle(
         transport, data, runtime, options.cache or default_cache(),
         lambda done, total: events.emit("piece", what="downloading the bundle", done=done, total=total),
@@ -151,7 +155,9 @@ async def get_ready(options: Options, transport: Transport, task: Task, folder: 
         open_trainer, bundle, runtime, options.threads, options.provider, notice=events.notice
     )
     wishes = Wishes(options.eval_every, options.once)
-    return Device(task, bundle, dataset, trainer, runtime, wishes, options.eval_batches, options.checkpoint_s)
+    return Device(
+        task, bundle, dataset, trainer, runtime, wishes, options.eval_batches, options.checkpoint_s, options.rank
+    )
 
 
 def save_heldout(device: Device, path: Path) -> None:
@@ -179,7 +185,8 @@ def summarise(device: Device, record: Client, seconds: float) -> dict[str, Any]:
         "bundle_bytes": record.received.get(calls.BUNDLE, 0), "dense_adapter_bytes": 4 * size,
         "sent": record.sent, "received": record.received,
     }  # fmt: skip
-    for when, score in (("before", first), ("after", last)):
+    own = record.own_history[-1] if record.own_history else None
+    for when, score in (("before", first), ("after", last), ("personal", own)):
         result[f"loss_{when}"] = score.loss if score else None
         result[f"accuracy_{when}"] = score.correct / score.tokens if score else None
         result[f"bits_per_byte_{when}"] = score.loss / math.log(2) if score and plain_bytes else None
@@ -196,6 +203,8 @@ def summary_text(result: dict[str, Any], folder: Path) -> str:
         lines.append(f"  bits per byte    {result['bits_per_byte_before']:.4f} -> {result['bits_per_byte_after']:.4f}")
     elif result["accuracy_after"] is not None:
         lines.append(f"  accuracy         {result['accuracy_before']:.1%} -> {result['accuracy_after']:.1%}")
+    if result["loss_personal"] is not None:
+        lines.append(f"  with own tensors {result['loss_personal']:.4f} nats")
     lines += [
         f"  updates sent     {result['upload_bytes']:,} bytes, adapters received {result['download_bytes']:,} bytes"
         f" (one dense float32 adapter: {result['dense_adapter_bytes']:,})",

@@ -25,6 +25,7 @@ class Train(NamedTuple):
     attempt: int
     version: int
     deadline_s: float
+    cohort: int = 0
 
 
 class Upload(NamedTuple):
@@ -87,7 +88,7 @@ def after_check_in(view: View, assignment: Assignment, wishes: Wishes) -> tuple[
     if assignment.action == "done":
         return (*actions, *_score(view, version, wanted=True), Finish())
     due = wishes.eval_every > 0 and version % wishes.eval_every == 0
-    train = Train(assignment.round, assignment.attempt, version, assignment.deadline_s)
+    train = Train(assignment.round, assignment.attempt, version, assignment.deadline_s, assignment.cohort)
     return (*actions, *_score(view, version, wanted=due), train, Upload())
 
 

@@ -34,12 +34,13 @@ HISTORY = 2000  # evaluations kept; version 0 always is
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pending(Message):
-    """An update that the server has not acknowledged. `codec_after`: the codec's state once it has."""
+    """An update that the server has not acknowledged. `codec_after`: the state of `codec` once it has."""
 
     round: int
     attempt: int
     version: int
     body: bytes
+    codec: str
     codec_after: bytes
 
 
@@ -60,19 +61,21 @@ class Scored(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client(Message):
-    """The `client` file. `task`: which task it belongs to; `codec`: which codec `codec_state` is of; `pending`: 0 or 1.
+    """The `client` file. `task`: which task it belongs to; `codecs`: states of codecs by name; `pending`: 0 or 1.
 
-    `adapter` holds the float32 bytes of version `held`, none for -1. `rounds` counts acknowledged updates.
+    `adapter` holds the float32 bytes of version `held`, none for -1. `own` holds those of the personal tensors, none as
+    long as they are at their start, and `own_history` evaluations with them. `rounds` counts acknowledged updates.
     """
 
     client: str
     task: str
     held: int
     adapter: bytes
-    codec: str
-    codec_state: bytes
+    codecs: dict[str, bytes]
     pending: tuple[Pending, ...]
     history: tuple[Scored, ...]
+    own: bytes
+    own_history: tuple[Scored, ...]
     rounds: int
     trained_tokens: int
     train_seconds: float
@@ -125,8 +128,9 @@ def bytes_of(vector: Vector) -> bytes:
 def new_client(name: str, task: str) -> Client:
     """A device at its start. Without a name it gets a random one: a host's name is often its owner's."""
     return Client(
-        client=name or f"device-{secrets.token_hex(4)}", task=task, held=NOTHING, adapter=b"", codec="",
-        codec_state=b"", pending=(), history=(), rounds=0, trained_tokens=0, train_seconds=0.0, sent={}, received={},
+        client=name or f"device-{secrets.token_hex(4)}", task=task, held=NOTHING, adapter=b"", codecs={},
+        pending=(), history=(), own=b"", own_history=(), rounds=0, trained_tokens=0, train_seconds=0.0, sent={},
+        received={},
     )  # fmt: skip
 
 

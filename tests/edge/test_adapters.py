@@ -18,7 +18,7 @@ from covey_edge.data import Batch
 from covey_edge.trainers import open_trainer
 from covey_shared import cli, peft_folder
 from covey_shared.bundle import Bundle
-from covey_shared.errors import BundleError, CoveyError, LayoutError, UsageError
+from covey_shared.errors import CoveyError, LayoutError, UsageError
 from covey_shared.layout import Vector
 from tests.helpers_server import make_bundle
 
@@ -129,14 +129,14 @@ def test_not_a_number_is_of_no_use(lm: Bundle, tmp_path: Path) -> None:
         read_adapter(tmp_path / "a.flat", lm)
 
 
-def test_without_a_peft_configuration_there_is_no_folder(tmp_path: Path) -> None:
+def test_without_a_peft_configuration_the_folder_has_the_base_models_names(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
     bundle.manifest.files.pop(peft_folder.BUNDLED_CONFIG, None)
-    adapter = Adapter(bundle.manifest.layout, bundle.start(0))
-    write_adapter(adapter, tmp_path / "a.flat", bundle, "flat")
-    with pytest.raises(BundleError, match="what it trains is no LoRA"):
-        write_adapter(adapter, tmp_path / "f", bundle, "peft")
-    assert not (tmp_path / "f").exists()
+    adapter = Adapter(bundle.manifest.layout, bundle.start(3), 2)
+    for form, name in NAMES.items():
+        write_adapter(adapter, tmp_path / name, bundle, form)
+        assert bits(read_adapter(tmp_path / name, bundle).vector) == bits(adapter.vector)
+    assert sorted(p.name for p in (tmp_path / "folder").iterdir()) == ["covey.json", "weights.safetensors"]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)

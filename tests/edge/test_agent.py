@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from covey_edge.agent import Agent, Device, task_name
+from covey_edge.agent import Agent
 from covey_edge.data import Dataset, build_dataset
+from covey_edge.device import Device, task_name
 from covey_edge.events import Events
 from covey_edge.local import TrainingError, train
 from covey_edge.plan import Wishes

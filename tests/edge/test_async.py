@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from covey_edge import calls
-from covey_edge.agent import Agent, Device, task_name
+from covey_edge.agent import Agent
 from covey_edge.data import Batch, build_dataset
+from covey_edge.device import Device, task_name
 from covey_edge.events import Events
 from covey_edge.identity import open_key
 from covey_edge.plan import Wishes

@@ -33,7 +33,7 @@ def full_client() -> Client:
         new_client("me", "task/1"),
         held=3,
         adapter=bytes_of(np.arange(5, dtype=np.float32)),
-        pending=(Pending(round=4, attempt=1, version=3, body=b"\0\1", codec_after=b"c"),),
+        pending=(Pending(round=4, attempt=1, version=3, body=b"\0\1", codec="c", codec_after=b"c"),),
         history=(Scored(version=0, loss_sum=4.5, tokens=3, correct=1),),
         sent={"update": 12},
     )

@@ -39,5 +39,5 @@ class UnreachableException(message: String) : CoveyException(message)
 /** The server answered no. [status] is HTTP's, [code] the refusal's stable word. */
 class RefusedException(message: String, val status: Int, val code: String) : CoveyException(message)
 
-/** Somebody asked the client to stop: everything is saved. */
-class StoppedException : CoveyException("the client was asked to stop")
+/** The client stops here, and everything is saved; take it up again in [laterS] seconds if it is to go on. */
+class StoppedException(val laterS: Double) : CoveyException("the client was asked to stop")

@@ -1,0 +1,197 @@
+package covey.app
+
+import android.app.ActivityManager
+import android.content.Context
+import covey.core.BundleException
+import covey.core.CoveyException
+import covey.core.StoppedException
+import covey.core.UsageException
+import covey.core.client.Backoff
+import covey.core.client.Bundle
+import covey.core.client.Bundles
+import covey.core.client.Calls
+import covey.core.client.Client
+import covey.core.client.ClientEvent
+import covey.core.client.ClientRecord
+import covey.core.client.Clock
+import covey.core.client.Device
+import covey.core.client.Overview
+import covey.core.client.Phase
+import covey.core.client.PlatformHttp
+import covey.core.client.RequestSigner
+import covey.core.client.Retrying
+import covey.core.client.SliceClock
+import covey.core.client.StateFolder
+import covey.core.client.Traffic
+import covey.core.client.Wishes
+import covey.core.train.Dataset
+import covey.core.train.Examples
+import covey.core.train.LocalTrainer
+import covey.core.train.coderOf
+import covey.core.train.split
+import covey.core.wire.Task
+import java.security.SecureRandom
+
+/** How a slice of work ended. */
+sealed interface SliceEnd {
+    /** There is more to do, in so many seconds at the soonest. */
+    data class Later(val seconds: Double) : SliceEnd
+
+    /** Nothing more until a person acts: done, or wrong, or to be agreed to. */
+    data object Rest : SliceEnd
+}
+
+/**
+ * Takes part in a task for as long as one job may run; every step is on disk, so it may be ended anywhere. Everything
+ * that can be tested without a phone is in :core; this only puts it together.
+ */
+class Session(private val context: Context, private val store: Store, private val show: (Overview) -> Unit) {
+    private var overview = store.overview()
+
+    /** Asks the server what there is to join, and the person whether the model may be downloaded. */
+    fun prepare(): SliceEnd = guarded {
+        val network = open(ClientRecord(newName()), ForegroundClock)
+        val task = network.calls.task()
+        val (manifest, _) = network.bundles.manifest(task)
+        requireByteLevel(manifest.tokenizer?.kind)
+        update(overview.asking(network.bundles.cost(manifest, task)).copy(task = task.name, losses = emptyList(), updates = 0))
+        store.agreed = ""
+        SliceEnd.Rest
+    }
+
+    /** The person agreed to download what the server serves now. */
+    fun agree(): SliceEnd = guarded {
+        store.agreed = open(ClientRecord(newName()), ForegroundClock).calls.task().bundle
+        SliceEnd.Rest
+    }
+
+    /** Delete the model, what was learnt, the text and the key. A slice that still runs is waited for. */
+    fun leave() {
+        repeat(100) {
+            try {
+                store.state().close()
+                KeystoreKey.delete()
+                return store.deleteAll()
+            } catch (_: UsageException) { // held by a slice that ends after its step
+                Thread.sleep(100)
+            }
+        }
+        store.deleteAll()
+    }
+
+    /** One slice of training, until it is stopped or its time is over. */
+    fun slice(stopped: () -> Boolean): SliceEnd = guarded {
+        store.state().use { folder ->
+            val remembered = folder.load(Client.CLIENT, ClientRecord) { update(overview.copy(sentence = it)) } ?: ClientRecord(newName())
+            val network = open(remembered, SliceClock(SLICE_S, LONGEST_WAIT_S, stopped))
+            try {
+                work(folder, remembered, network)
+            } finally {
+                store.addBytes(network.bytes() - remembered.sent.values.sum() - remembered.received.values.sum())
+            }
+        }
+    }
+
+    private fun work(folder: StateFolder, remembered: ClientRecord, network: Network): SliceEnd {
+        val task = network.calls.task()
+        val (manifest, data) = network.bundles.manifest(task)
+        if (store.agreed != task.bundle) { // another model than the person agreed to
+            update(overview.asking(network.bundles.cost(manifest, task)).copy(task = task.name))
+            return SliceEnd.Rest
+        }
+        val bundle = network.bundles.fetch(manifest, data) { done, total ->
+            network.clock.sleep(0.0)
+            if (done % REPORT_BYTES < 65_536 || done == total) update(overview.downloading(done, total))
+        }
+        val name = Device.taskName(task)
+        val record = if (remembered.task == name) remembered else ClientRecord(remembered.client, name)
+        trainer(bundle).use { trainer ->
+            val device = Device(task, bundle, dataset(bundle), trainer, "executorch", Wishes(), EVAL_BATCHES)
+            emit(joined(task, device.dataset, bundle))
+            Client(device, network.calls, folder, record, network.clock, ::emit).run()
+        }
+        return SliceEnd.Rest
+    }
+
+    private fun joined(task: Task, dataset: Dataset, bundle: Bundle) =
+        ClientEvent.Joined(task.name, bundle.manifest.model, dataset.train.count, dataset.heldout.count)
+
+    private fun trainer(bundle: Bundle): LocalTrainer {
+        val manifest = bundle.manifest
+        try {
+            return ExecuTorchTrainer(
+                bundle.path("executorch", "model"), manifest.layout.size, manifest.frozenSize, manifest.batchSize, manifest.seqLen,
+            )
+        } catch (error: RuntimeException) { // the runtime's own errors
+            throw BundleException(context.getString(R.string.runtime_failed, error.message.orEmpty().take(200)))
+        } catch (error: UnsatisfiedLinkError) { // this phone's processor has no build of the runtime
+            throw BundleException(context.getString(R.string.runtime_failed, error.message.orEmpty().take(200)))
+        }
+    }
+
+    private fun dataset(bundle: Bundle): Dataset {
+        val manifest = bundle.manifest
+        val spec = manifest.tokenizer ?: throw BundleException(context.getString(R.string.runtime_failed, manifest.task))
+        val text = store.text() ?: throw UsageException(context.getString(R.string.text_gone))
+        return split(Examples.windows(coderOf(spec).document(text), manifest.seqLen, spec.padId), HOLDOUT)
+    }
+
+    private fun requireByteLevel(kind: String?) {
+        if (kind != "bytes") throw BundleException("this app trains byte-level language models; the task's model has the tokenizer '$kind'")
+    }
+
+    private inline fun guarded(work: () -> SliceEnd): SliceEnd = try {
+        work()
+    } catch (stop: StoppedException) {
+        update(overview.copy(phase = if (store.paused) Phase.PAUSED else if (stop.laterS > 0) Phase.WAITING else Phase.SCHEDULED))
+        SliceEnd.Later(stop.laterS)
+    } catch (error: CoveyException) {
+        update(overview.failed(error.sentence))
+        SliceEnd.Rest
+    } catch (_: OutOfMemoryError) {
+        update(overview.failed(context.getString(R.string.memory_gone)))
+        SliceEnd.Rest
+    }
+
+    private fun emit(event: ClientEvent) = update(overview.after(event))
+
+    private fun update(next: Overview) {
+        overview = next
+        store.keep(next)
+        show(next)
+    }
+
+    private class Network(val calls: Calls, val bundles: Bundles, val clock: Clock) {
+        fun bytes(): Long = calls.network.traffic.run { sent.values.sum() + received.values.sum() }
+    }
+
+    private fun open(record: ClientRecord, clock: Clock): Network {
+        val traffic = Traffic(HashMap(record.sent), HashMap(record.received))
+        val http = PlatformHttp(store.server, { record.client }, { RequestSigner.NONE })
+        val network = Retrying(http, store.server, clock, traffic) { update(overview.copy(sentence = it)) }
+        network.backoff = Backoff(patienceS = PATIENCE_S)
+        val calls = Calls(network, store.server)
+        return Network(calls, Bundles(calls, http, store.bundles, "executorch"), clock)
+    }
+
+    companion object {
+        private const val SLICE_S = 480.0 // a job may run about ten minutes
+        private const val LONGEST_WAIT_S = 15.0 // longer waits are the job scheduler's
+        private const val PATIENCE_S = 20.0
+        private const val HOLDOUT = 0.2
+        private const val EVAL_BATCHES = 16
+        private const val REPORT_BYTES = 1L shl 20
+
+        private fun newName(): String = "phone-" + ByteArray(4).also(SecureRandom()::nextBytes).joinToString("") { "%02x".format(it) }
+
+        /** Memory that the system could give now. */
+        fun freeMemory(context: Context): Long = ActivityManager.MemoryInfo().also {
+            (context.getSystemService(Context.ACTIVITY_SERVICE) as ActivityManager).getMemoryInfo(it)
+        }.availMem
+    }
+
+    private object ForegroundClock : Clock {
+        override fun seconds(): Double = System.nanoTime() * 1e-9
+        override fun sleep(seconds: Double) = Thread.sleep((1000 * seconds).toLong())
+    }
+}

@@ -1,0 +1,156 @@
+"""Personal tensors and the strategies that share less than everything, with real clients and the real server."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from covey_edge.state import vector_of
+from covey_shared.codec import codec_from_spec
+from covey_shared.errors import TaskFileError
+from covey_shared.layout import vector_digest
+from covey_shared.messages import Refusal, Task, Update
+from covey_shared.sharing import Division
+from tests.helpers_edge import LAYOUT
+from tests.helpers_edge_serving import serving
+from tests.helpers_fleet import bigram_bundle, fleet, take_part
+from tests.helpers_server import MSGPACK, call, status_of
+
+FEDSA = '[personal]\npolicy = "fedsa"\n'
+
+
+def test_personal_layers(tmp_path: Path) -> None:
+    """FedSA-LoRA: lora_B stays at home, and with it each device does better than everybody's model."""
+    bundle = bigram_bundle(tmp_path / "bundle")
+    with serving(bundle, tmp_path / "server", rounds=4, target=3, more=FEDSA) as server:
+        ended = fleet(server.url, tmp_path, bundle)
+        history, sharing = status_of(server.url)["history"], status_of(server.url)["sharing"]
+    assert sharing == {"shared": ["a"], "personal": ["b"]}
+    size = LAYOUT.tensors[0].size
+    assert {record.version().adapter.size for record, _ in ended.values()} == {size}, "B is never downloaded"
+    assert {vector_digest(record.version().adapter) for record, _ in ended.values()} == {history[-1]["digest"]}
+    own = {name: vector_of(record.own) for name, (record, _) in ended.items()}
+    assert all(v.size == LAYOUT.tensors[1].size and v.any() for v in own.values())
+    assert not np.array_equal(own["ann"], own["bob"])
+    for record, _ in ended.values():
+        assert record.own_history[-1].loss < record.history[-1].loss - 0.1
+        assert record.own_history[0].loss == record.history[0].loss, "a new device starts as the seed says"
+    assert history[-1]["personal_loss"] < history[-1]["loss"] - 0.1
+    assert history[0]["personal_loss"] == pytest.approx(history[0]["loss"])
+    for _, log in ended.values():
+        dense = 4 * size
+        assert all(e["bytes"] < dense / 8 + 1000 for e in log if e["event"] == "uploaded")
+
+
+def test_an_update_of_personal_tensors_is_refused(tmp_path: Path) -> None:
+    bundle = bigram_bundle(tmp_path / "bundle")
+    with serving(bundle, tmp_path / "server", rounds=4, target=3, more=FEDSA) as server:
+        device = server.device("eve")
+        device.layout = bundle.manifest.layout
+        assignment = device.check_in()
+        task = Task.from_bytes(call(server.url, "GET", "/v1/task").body)
+        codec = codec_from_spec(task.upload_codec, LAYOUT)
+        parts, _ = codec.encode(np.ones(LAYOUT.size, np.float32), codec.init(0))
+        body = Update(
+            client="eve", layout=LAYOUT.digest, round=1, attempt=assignment.attempt, version=0,
+            codec=task.upload_codec, parts=parts, examples=9, steps=1, loss_before=2.0, loss_after=1.0, seconds=0.1,
+        ).to_bytes()  # fmt: skip
+        answer = call(server.url, "PUT", "/v1/updates/1/eve", body, MSGPACK)
+        refusal = Refusal.from_bytes(answer.body)
+        shared = Division(LAYOUT, None, task.sharing).uploaded(1)
+        assert (answer.status, refusal.code) == (409, "wrong_layout")
+        assert "nothing of what is personal" in refusal.message
+        assert shared.digest[:12] in refusal.message
+        longer = replace(Update.from_bytes(body), layout=shared.digest).to_bytes()
+        damaged = call(server.url, "PUT", "/v1/updates/1/eve", longer, MSGPACK)
+        assert damaged.status in (400, 413), "entries beyond what is shared are no valid payload"
+
+
+@pytest.mark.parametrize(
+    ("name", "shared"),
+    [("ffa-lora", ["b"]), ("rolora", ["a", "b"]), ("lora-fair", ["a", "b"]), ("florist", ["a", "b"])],
+)
+def test_strategies_of_one_rank(name: str, shared: list[str], tmp_path: Path) -> None:
+    bundle = bigram_bundle(tmp_path / "bundle")
+    strategy = f'[strategy]\nname = "{name}"\n'
+    with serving(bundle, tmp_path / "server", rounds=4, target=3, more=strategy) as server:
+        ended = fleet(server.url, tmp_path, bundle)
+        history, sharing = status_of(server.url)["history"], status_of(server.url)["sharing"]
+    assert sharing["shared"] == shared
+    assert history[-1]["loss"] < history[0]["loss"] - 0.01
+    assert history[-1]["personal_loss"] is None
+    assert {vector_digest(record.version().adapter) for record, _ in ended.values()} == {history[-1]["digest"]}
+
+
+def test_rolora_sends_one_half_at_a_time(tmp_path: Path) -> None:
+    bundle = bigram_bundle(tmp_path / "bundle")
+    more = '[strategy]\nname = "rolora"\n[upload]\ncodec = "dense"\n'
+    with serving(bundle, tmp_path / "server", rounds=4, target=3, more=more) as server:
+        ended = fleet(server.url, tmp_path, bundle)
+    for record, log in ended.values():
+        halves = [e["bytes"] for e in log if e["event"] == "uploaded"]
+        assert len(halves) == 4
+        assert all(size < 4 * LAYOUT.size * 0.6 for size in halves)
+        assert len(record.codecs) == 2, "each half has what its codec held back"
+
+
+def test_mixed_ranks(tmp_path: Path) -> None:
+    """Three devices of ranks 1, 2 and 4."""
+    for name in ("hetlora", "rbla", "florist"):
+        folder = tmp_path / name
+        bundle = bigram_bundle(folder / "bundle", ranks=(1, 2, 4))
+        more = f'[strategy]\nname = "{name}"\n'
+        with serving(bundle, folder / "server", rounds=4, target=3, more=more) as server:
+            ended = fleet(server.url, folder, bundle, {"ann": 1, "bob": 2, "cid": 4})
+            history = status_of(server.url)["history"]
+        assert history[-1]["loss"] < history[0]["loss"] - 0.01, name
+        sizes = {n: next(e["bytes"] for e in log if e["event"] == "uploaded") for n, (_, log) in ended.items()}
+        assert sizes["ann"] < sizes["bob"] < sizes["cid"], "a lower rank sends less"
+
+
+def test_a_killed_device_ends_with_the_same_personal_layers(tmp_path: Path) -> None:
+    """One after another: a device that stops after each update, and one that does not."""
+    bundle = bigram_bundle(tmp_path / "bundle")
+    ended = {}
+    for how in ("at once", "in pieces"):
+        folder = tmp_path / how
+        folder.mkdir()
+        with serving(bundle, folder / "server", rounds=3, target=1, more=FEDSA) as server:
+            for _ in range(1 if how == "at once" else 3):
+                asyncio.run(take_part(server.url, "ann", folder, bundle, once=how != "at once"))
+            ended[how] = asyncio.run(take_part(server.url, "ann", folder, bundle)).record
+    assert ended["at once"].own == ended["in pieces"].own != b""
+    assert ended["at once"].adapter == ended["in pieces"].adapter
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ('[personal]\npolicy = "tensors"\ntensors = "*"\n', "nothing would be learned together"),
+        ('[personal]\npolicy = "fedper"\n', "nothing of the adapter is personal"),
+        ('[personal]\npolicy = "last-blocks"\n', "no numbered blocks"),
+        ('[personal]\npolicy = "tensors"\n', "come together"),
+        ('[personal]\npolicy = "fedas"\n', "policy"),
+        ('[personal]\npolicy = "fedsa"\n[strategy]\nname = "lora-fair"\n', "needs both LoRA factors"),
+        ('[strategy]\nname = "flora"\n', "--frozen-rank"),
+        ('[strategy]\nname = "fedex"\n', "--frozen-rank"),
+        ('[strategy]\nname = "florist"\n[server]\noptimizer = "adamw"\n', "says itself what the next adapter is"),
+        ('[strategy]\nname = "ffa-lora"\n[upload]\ncodec = "important"\n', "importance cannot weigh this adapter"),
+    ],
+)
+def test_what_a_task_cannot_ask_for(more: str, sentence: str, tmp_path: Path) -> None:
+    bundle = bigram_bundle(tmp_path / "bundle")
+    with pytest.raises(TaskFileError, match=sentence), serving(bundle, tmp_path / "server", more=more):
+        pass
+
+
+def test_whole_rounds_are_synchronous(tmp_path: Path) -> None:
+    bundle = bigram_bundle(tmp_path / "bundle")
+    more = '[strategy]\nname = "rolora"\n[round]\nmode = "async"\n'
+    with (
+        pytest.raises(TaskFileError, match="mode 'sync'"),
+        serving(bundle, tmp_path / "server", target=0, more=more),
+    ):
+        pass
