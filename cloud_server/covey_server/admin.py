@@ -11,8 +11,8 @@ from typing import Any
 
 from aiohttp import web
 
-from covey_server import access, operation, page, status
-from covey_server.access import OPERATOR, VIEWER
+from covey_server import access, control, operation, page, status
+from covey_server.access import OPERATOR, PUBLISHER, VIEWER
 from covey_server.aggregator import Aggregator
 from covey_server.app import GATE, Gate, answer_errors
 from covey_server.bodies import read_body
@@ -22,7 +22,7 @@ from covey_server.limits import Rate
 from covey_server.operation import STOPPING
 from covey_server.policy import NEW, SAFE, SAME, Policy, Route, check_routes
 from covey_server.refusals import Refused
-from covey_shared.errors import UsageError
+from covey_shared.errors import MessageError, UsageError
 
 JSON = "application/json"
 
@@ -60,7 +60,10 @@ async def post_codes(request: web.Request) -> web.Response:
     """New codes, shown this once."""
     asked = await _json(request, {"count": 1, "ttl_s": access.TTL_S, "name": ""})
     count, ttl_s, name = int(asked["count"]), float(asked["ttl_s"]), str(asked["name"])
-    access.check_codes(count, ttl_s, name)
+    try:
+        access.check_codes(count, ttl_s, name)
+    except (UsageError, MessageError) as error:
+        raise Refused("bad_message", str(error)) from None
     made = await request.app[AGGREGATOR].run.db.do(access.add_codes, count, ttl_s, name, time.time())
     return web.json_response({"codes": made})
 
@@ -68,6 +71,31 @@ async def post_codes(request: web.Request) -> web.Response:
 async def delete_code(request: web.Request) -> web.Response:
     """Forget an unused code."""
     await _or_not_found(request, access.drop_code, request.match_info["id"])
+    return web.json_response({})
+
+
+async def post_pause(request: web.Request) -> web.Response:
+    """Give nobody work."""
+    await control.pause(request.app[AGGREGATOR], True)
+    return web.json_response({})
+
+
+async def post_resume(request: web.Request) -> web.Response:
+    """Give work again."""
+    await control.pause(request.app[AGGREGATOR], False)
+    return web.json_response({})
+
+
+async def post_close(request: web.Request) -> web.Response:
+    """End the open round as its deadline would."""
+    request.app[AGGREGATOR].close_round()
+    return web.json_response({})
+
+
+async def post_latest(request: web.Request) -> web.Response:
+    """Let `latest` name a published version: an earlier one takes back what came after; -1 follows the newest."""
+    version = (await _json(request, {"version": -1}))["version"]
+    await control.pin(request.app[AGGREGATOR], None if version == -1 else version)
     return web.json_response({})
 
 
@@ -79,6 +107,10 @@ ADMIN_ROUTES = (
     Route("POST", "/v1/devices/{name}/revoke", "revoke", post_revoke, Policy(OPERATOR, 0, ACT, SAME)),
     Route("GET", "/v1/codes", "codes", get_codes, Policy(OPERATOR, 0, LOOK, SAFE)),
     Route("POST", "/v1/codes", "new codes", post_codes, Policy(OPERATOR, 1024, ACT, NEW, JSON)),
+    Route("POST", "/v1/pause", "pause", post_pause, Policy(OPERATOR, 0, ACT, SAME)),
+    Route("POST", "/v1/resume", "resume", post_resume, Policy(OPERATOR, 0, ACT, SAME)),
+    Route("POST", "/v1/close", "close", post_close, Policy(OPERATOR, 0, ACT, NEW)),
+    Route("POST", "/v1/latest", "latest", post_latest, Policy(PUBLISHER, 1024, ACT, SAME, JSON)),
     Route("DELETE", "/v1/codes/{id}", "drop code", delete_code, Policy(OPERATOR, 0, ACT, SAME)),
 )
 ALL_ROUTES = (*ADMIN_ROUTES, *operation.ROUTES)

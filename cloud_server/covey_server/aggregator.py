@@ -10,13 +10,16 @@ The order that makes an acknowledged update count exactly once: bytes synced, ro
 import asyncio
 import hashlib
 import logging
+import math
+import random
 import sqlite3
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from covey_server import access, downloads, engine, recipe, store
+from covey_server import access, control, downloads, engine, recipe, rounds, store
 from covey_server.failpoints import failpoint
 from covey_server.metrics import Metrics
 from covey_server.publish import publish_adapter
@@ -49,10 +52,11 @@ class Aggregator:
         run.db.observe = self.metrics.committed
         self.seen: dict[str, float] = {}  # device -> when it last checked in, of time.monotonic
         self.told_done: set[str] = set()
-        self.known = set(run.devices)  # by name; whose bytes are counted apart
+        self.control = run.db.run(control.load)
+        self._crowd = 0  # devices that asked lately
         self._touched_s = time.monotonic()
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._publish_dir = publish_dir
+        self.publish_dir = publish_dir
         self._progress = progress
         self._cache = downloads.Cache(limit=max(2**26, 16 * run.layout.size))
         self._decoding = asyncio.Semaphore(1)  # memory: one decoded update at a time
@@ -88,7 +92,8 @@ class Aggregator:
         check_layout(message.layout, self.run.layout.digest)
         now_s = time.monotonic()
         self.seen[message.client] = now_s
-        self.known.add(message.client)
+        if self.control.paused and self.state.phase != engine.DONE:
+            return self._assignment(engine.Wait(message.client, control.WAIT_S))
         answer = self._apply(engine.CheckedIn(message.client, now_s))
         if isinstance(answer, engine.Assign):
             where = (answer.round, answer.attempt, answer.client, answer.version)
@@ -105,10 +110,12 @@ class Aggregator:
                 action="train", round=answer.round, attempt=answer.attempt, version=answer.version,
                 deadline_s=answer.deadline_s, retry_after_s=0.0,
             )  # fmt: skip
-        done = isinstance(answer, engine.Done)
+        action, wait_s = "done", 0.0
+        if isinstance(answer, engine.Wait):
+            action, wait_s = "wait", control.pace(answer.retry_after_s, self._crowd, random.random())
         return Assignment(
-            action="done" if done else "wait", round=min(state.round, self.last), attempt=0, version=state.version,
-            deadline_s=0.0, retry_after_s=answer.retry_after_s if isinstance(answer, engine.Wait) else 0.0,
+            action=action, round=min(state.round, self.last), attempt=0, version=state.version, deadline_s=0.0,
+            retry_after_s=wait_s,
         )  # fmt: skip
 
     async def take_update(self, round_: int, client: str, body: bytes) -> Receipt:
@@ -220,7 +227,15 @@ class Aggregator:
             self._apply(engine.Tick(now_s))
             if now_s - flushed > FLUSH_S:
                 flushed = now_s
+                self._crowd = sum(now_s - then_s < control.CROWD_S for then_s in self.seen.values())
                 await self.flush()
+
+    def close_round(self) -> None:
+        """As if the deadline of the open round had come. Raises Refused where there is none."""
+        if not isinstance(self.state, rounds.State) or self.state.phase != engine.OPEN:
+            raise Refused("conflict", "there is no round to close: buffers close when they are full")
+        self.state = replace(self.state, deadline_s=-math.inf)
+        self._apply(engine.Tick(time.monotonic()))
 
     async def flush(self) -> None:
         """Write the traffic counters; what a full disk refuses stays in memory for the next time."""
@@ -341,13 +356,13 @@ class Aggregator:
     async def _publish(self, version: int, view: Vector) -> None:
         """The adapter in PEFT's format. A failure is reported and does not stop training: the next version tries."""
         every, last = self.run.task.task.publish_every, version >= self.last
-        if self._publish_dir is None or version == 0 or not (last or (every and version % every == 0)):
+        if self.publish_dir is None or version == 0 or not (last or (every and version % every == 0)):
             return
-        name = self.run.task.task.name
+        name, latest = self.run.task.task.name, self.control.pinned
         try:
-            await asyncio.to_thread(publish_adapter, self._publish_dir, self.run.bundle, name, version, view)
+            await asyncio.to_thread(publish_adapter, self.publish_dir, self.run.bundle, name, version, view, latest)
         except OSError as error:
-            log.error("version %d was not written to %s: %s", version, self._publish_dir, error)
+            log.error("version %d was not written to %s: %s", version, self.publish_dir, error)
 
     def _start(self, work: Any) -> None:
         """Run in the background; an error there ends the server instead of vanishing."""

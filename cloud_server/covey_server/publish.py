@@ -16,13 +16,18 @@ from covey_shared.layout import Vector
 from covey_shared.peft_folder import peft_files
 
 
-def publish_adapter(folder: Path, bundle: Bundle, task: str, version: int, vector: Vector) -> Path:
-    """Write one version and point `latest` at it; returns its folder. What is already there is left as it is."""
+def publish_adapter(
+    folder: Path, bundle: Bundle, task: str, version: int, vector: Vector, latest: int | None = None
+) -> Path:
+    """Write one version and point `latest` at it; returns its folder. What is already there is left as it is.
+
+    `latest` is the version that a publisher has pinned: then that is the one pointed at.
+    """
     final = folder / f"v{version}"
     folder.mkdir(parents=True, exist_ok=True)
     if not final.exists():
         _write_folder(folder, final, bundle, task, version, vector)
-    _point(folder, final.name)
+    point_latest(folder, version if latest is None else latest)
     return final
 
 
@@ -43,11 +48,11 @@ def _write_folder(folder: Path, final: Path, bundle: Bundle, task: str, version:
     sync_folder(folder)
 
 
-def _point(folder: Path, name: str) -> None:
+def point_latest(folder: Path, version: int) -> None:
     """Replace the link `latest`."""
     link = folder / f".latest.{os.getpid()}"
     link.unlink(missing_ok=True)
-    link.symlink_to(name)
+    link.symlink_to(f"v{version}")
     failpoint("adapter-linked")
     link.replace(folder / "latest")
     sync_folder(folder)

@@ -28,6 +28,8 @@ async def report(aggregator: "Aggregator") -> dict[str, Any]:
         "layout": run.layout.digest,
         "entries": run.layout.size,
         "state": "done" if state.phase == engine.DONE else "running",
+        "paused": aggregator.control.paused,
+        "pinned": aggregator.control.pinned,
         "version": state.version,
         "rounds": aggregator.last,
         "mode": run.task.round.mode,

@@ -286,7 +286,9 @@ def test_classify_texts(classifier: Bundle, records: Path, tmp_path: Path, capsy
     out = tmp_path / "out"
     assert covey("train", classifier.folder, "--data", records, "--steps", 300, "--lr", 0.01, "--out", out) == 0
     capsys.readouterr()
-    texts = [f"a {w} film" for w in ("very good", "very bad", "very good", "very bad", "very good")]  # more than a batch
+    texts = [
+        f"a {w} film" for w in ("very good", "very bad", "very good", "very bad", "very good")
+    ]  # more than a batch
     args = [arg for text in texts for arg in ("--text", text)]
     assert covey("classify", classifier.folder, "--adapter", out, *args) == 0
     lines = capsys.readouterr().out.splitlines()
