@@ -76,7 +76,8 @@ class _ListTargets(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
         from covey_export.list_targets import list_targets
 
-        parser.exit(0, list_targets() + "\n")
+        print(list_targets())
+        parser.exit(0)
 
 
 def _names(text: str) -> tuple[str, ...]:
