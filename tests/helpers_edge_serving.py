@@ -18,6 +18,7 @@ def serving(
     seed: int = 7,
     keep_updates: bool = False,
     more: str = "",
+    publish: Path | None = None,
 ) -> Iterator[Served]:
     """A task of small steps and short waits, in `folder/task.toml`. Without a target, `more` has its [round]."""
     folder.mkdir(exist_ok=True)
@@ -28,5 +29,5 @@ def serving(
         + (f"[round]\ntarget = {target}\nretry_s = 0.05\n" if target else "")
         + f"[client]\nsteps = 8\nlearning_rate = 0.02\n{more}"
     )
-    with served(path) as server:
+    with served(path, publish=publish) as server:
         yield server

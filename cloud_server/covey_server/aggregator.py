@@ -344,8 +344,9 @@ class Aggregator:
         if self._publish_dir is None or version == 0 or not (last or (every and version % every == 0)):
             return
         name = self.run.task.task.name
+        adapter, second = self.run.divided.model(view)
         try:
-            await asyncio.to_thread(publish_adapter, self._publish_dir, self.run.bundle, name, version, view)
+            await asyncio.to_thread(publish_adapter, self._publish_dir, self.run.bundle, name, version, adapter, second)
         except OSError as error:
             log.error("version %d was not written to %s: %s", version, self._publish_dir, error)
 
