@@ -19,6 +19,7 @@ def serving(
     keep_updates: bool = False,
     more: str = "",
     is_open: bool = True,
+    publish: Path | None = None,
 ) -> Iterator[Served]:
     """A task of small steps and short waits, in `folder/task.toml`. Without a target, `more` has its [round]."""
     folder.mkdir(exist_ok=True)
@@ -29,5 +30,5 @@ def serving(
         + (f"[round]\ntarget = {target}\nretry_s = 0.05\n" if target else "")
         + f"[client]\nsteps = 8\nlearning_rate = 0.02\n{more}"
     )
-    with served(path, is_open=is_open) as server:
+    with served(path, publish=publish, is_open=is_open) as server:
         yield server

@@ -358,9 +358,11 @@ class Aggregator:
         every, last = self.run.task.task.publish_every, version >= self.last
         if self.publish_dir is None or version == 0 or not (last or (every and version % every == 0)):
             return
-        name, latest = self.run.task.task.name, self.control.pinned
+        name = self.run.task.task.name
+        adapter, second = self.run.divided.model(view)
+        what = (self.publish_dir, self.run.bundle, name, version, adapter, second, self.control.pinned)
         try:
-            await asyncio.to_thread(publish_adapter, self.publish_dir, self.run.bundle, name, version, view, latest)
+            await asyncio.to_thread(publish_adapter, *what)
         except OSError as error:
             log.error("version %d was not written to %s: %s", version, self.publish_dir, error)
 

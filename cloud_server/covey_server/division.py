@@ -62,6 +62,11 @@ class Divided:
         fresh = self.bundle.start(fresh_seed(self.seed, round_)) if anew else None
         return self.division.at(self.start, view, fresh=fresh)
 
+    def model(self, view: Vector) -> tuple[Vector, Vector | None]:
+        """(adapter, second adapter) that everybody gets: personal and fixed tensors at their start."""
+        space = self.whole(view)
+        return space[: self.division.adapter.size], self.division.second_at(space)
+
     def lifted(self, entries: Entries, layout: str, cohort: int = 0) -> Entries:
         """An update of a layout as entries of the space, in ascending order.
 

@@ -5,6 +5,7 @@ published is bit for bit what was trained. A folder appears whole, by a rename; 
 replaced, so a reader sees one version or the next.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -13,31 +14,46 @@ from covey_server.blobs import sync_folder, write_durably
 from covey_server.failpoints import failpoint
 from covey_shared.bundle import Bundle
 from covey_shared.layout import Vector
-from covey_shared.peft_folder import peft_files
+from covey_shared.merged import merged, merged_config
+from covey_shared.peft_folder import CONFIG, peft_files
 
 
 def publish_adapter(
-    folder: Path, bundle: Bundle, task: str, version: int, vector: Vector, latest: int | None = None
-) -> Path:
+    folder: Path, bundle: Bundle, task: str, version: int, vector: Vector, second: Vector | None = None,
+    latest: int | None = None,
+) -> Path:  # fmt: skip
     """Write one version and point `latest` at it; returns its folder. What is already there is left as it is.
 
-    `latest` is the version that a publisher has pinned: then that is the one pointed at.
+    With a `second` adapter what is written is one adapter that adds what both add. `latest` is the version that a
+    publisher has pinned: then that is the one pointed at.
     """
     final = folder / f"v{version}"
     folder.mkdir(parents=True, exist_ok=True)
     if not final.exists():
-        _write_folder(folder, final, bundle, task, version, vector)
+        _write_folder(folder, final, _files(bundle, task, version, vector, second))
     point_latest(folder, version if latest is None else latest)
     return final
 
 
-def _write_folder(folder: Path, final: Path, bundle: Bundle, task: str, version: int, vector: Vector) -> None:
-    temporary = folder / f".v{version}.{os.getpid()}"
+def _files(bundle: Bundle, task: str, version: int, vector: Vector, second: Vector | None) -> dict[str, bytes]:
+    layout, origin = bundle.manifest.layout, {"task": task, "version": version}
+    beside = bundle.manifest.frozen
+    if second is None or beside is None:
+        return peft_files(bundle, layout, vector, origin)
+    whole, both = merged(layout, vector, beside, second)
+    files = peft_files(bundle, whole, both, origin)
+    if CONFIG in files:
+        config = merged_config(json.loads(files[CONFIG]), whole)
+        files[CONFIG] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    return files
+
+
+def _write_folder(folder: Path, final: Path, files: dict[str, bytes]) -> None:
+    temporary = folder / f".{final.name}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        origin = {"task": task, "version": version}
-        for name, data in peft_files(bundle, bundle.manifest.layout, vector, origin).items():
+        for name, data in files.items():
             write_durably(temporary / name, data)
         sync_folder(temporary)
         failpoint("adapter-written")

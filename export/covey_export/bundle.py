@@ -20,8 +20,11 @@ from covey_export.convolutions import expand_convolutions
 from covey_export.graph import Graph, trace
 from covey_export.parity import prove, reference
 from covey_export.place import check_place, put, staged
+from covey_export.quantise import hold_codes
 from covey_export.recipe import CLASSIFICATION, Recipe
+from covey_export.recompute import recompute
 from covey_export.roles import ROLES
+from covey_export.rounding import quantised
 from covey_export.targets import writer
 from covey_export.tasks import TASKS, example_images, example_tokens
 from covey_export.tokens import write_tokenizer
@@ -30,7 +33,7 @@ from covey_shared.bundle import MANIFEST, Bundle, file_digest
 from covey_shared.bundle_signature import sign_folder
 from covey_shared.errors import UsageError
 from covey_shared.keys import PrivateKey
-from covey_shared.manifest import File, Manifest, Parity, Tokenizer
+from covey_shared.manifest import File, Manifest, Parity, Quantisation, Tokenizer
 from covey_shared.peft_folder import BUNDLED_CONFIG, BUNDLED_CONSTANTS
 
 START = "start.f32"
@@ -75,11 +78,15 @@ def _fill(recipe: Recipe, folder: Path, step: Step) -> Manifest:
     task, pad_id = TASKS[recipe.task], tokenizer.pad_id if tokenizer else 0
     batch = _example(base, recipe, pad_id)
     step("run PyTorch")
+    rounded, codes = quantised(base, adapted, recipe, batch, pad_id)
     expected = reference(adapted, task, batch, pad_id, recipe.seed)
     graphs: dict[str, Graph] = {}
     for role in ROLES:
         step(f"trace {role}")
         graphs[role] = clean(expand_convolutions(trace(role, adapted, task, batch, pad_id)))
+        if recipe.recompute and role == "train":
+            recompute(graphs[role])
+        hold_codes(graphs[role], codes)
     paths: dict[str, dict[str, str]] = {}
     parity: dict[str, Parity] = {}
     for target in recipe.targets:
@@ -88,7 +95,7 @@ def _fill(recipe: Recipe, folder: Path, step: Step) -> Manifest:
         step(f"prove {target}")
         parity[target] = prove(target, folder, paths[target], expected)
     step("name every byte")
-    return _manifest(recipe, base, adapted, tokenizer, start, paths, parity, folder)
+    return _manifest(recipe, base, adapted, tokenizer, start, rounded, paths, parity, folder)
 
 
 def _example(base: Base, recipe: Recipe, pad_id: int) -> dict[str, Tensor]:
@@ -138,7 +145,7 @@ def _write_start(adapted: Adapted, folder: Path) -> str:
 
 def _manifest(
     recipe: Recipe, base: Base, adapted: Adapted, tokenizer: Tokenizer | None, start: str,
-    graphs: dict[str, dict[str, str]], parity: dict[str, Parity], folder: Path,
+    rounded: Quantisation | None, graphs: dict[str, dict[str, str]], parity: dict[str, Parity], folder: Path,
 ) -> Manifest:  # fmt: skip
     config = base.model.config
     labels = config.id2label if recipe.task in CLASSIFICATION else {}
@@ -148,7 +155,8 @@ def _manifest(
         labels=tuple(str(labels[i]) for i in sorted(labels)), batch_size=recipe.batch_size,
         seq_len=0 if base.image else recipe.seq_len, rank=max(recipe.all_ranks, default=0), ranks=recipe.all_ranks,
         alpha=recipe.scaled_alpha if recipe.has_lora else 0.0, target_modules=_target_names(adapted),
-        precision="float32", seed=recipe.seed, layout=adapted.layout, start=start, frozen=adapted.frozen,
+        precision=recipe.base, quantisation=rounded, recompute=recipe.recompute,
+        seed=recipe.seed, layout=adapted.layout, start=start, frozen=adapted.frozen,
         tokenizer=tokenizer, image=base.image, graphs=graphs, parity=parity,
         minimum_client=MINIMUM_CLIENT, files=_files(folder),
     )  # fmt: skip

@@ -51,6 +51,13 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
         "--targets", type=_names, default=TARGETS, metavar="NAMES",
         help=f"runtimes to write for, with commas between (default {','.join(TARGETS)})",
     )  # fmt: skip
+    add("--base", default="float32", metavar="TYPE", help="how frozen weights are held: float32, int8 or int4")
+    add(
+        "--group", type=int, default=0, metavar="N",
+        help="inputs that share a scale: 32, 64 or 128 (default: all of a row for int8, 32 for int4)",
+    )  # fmt: skip
+    add("--sample", default="", metavar="FILE", help="text on which the loss of --base int8 or int4 is measured")
+    add("--recompute", action="store_true", help="compute activations twice, a block at a time, and do not keep them")
     add("--batch", type=int, default=4, help="rows of a training step; fixed in the graph (default 4)")
     add("--seq-len", type=int, default=64, help="tokens of a row; fixed in the graph (default 64)")
     add("--num-labels", type=int, default=0, help="classes of a new head (default: what the checkpoint has)")
@@ -76,7 +83,8 @@ class _ListTargets(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
         from covey_export.list_targets import list_targets
 
-        parser.exit(0, list_targets() + "\n")
+        print(list_targets())
+        parser.exit(0)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -109,7 +117,8 @@ def _run_export(args: argparse.Namespace) -> int:
         target_modules=args.target_modules, rank_of=args.rank_of, train_full=args.train_full, blocks=args.block,
         frozen_rank=args.frozen_rank, targets=args.targets, batch_size=args.batch, seq_len=args.seq_len,
         num_labels=args.num_labels, labels=args.labels, image=args.image, image_mean=args.image_mean,
-        image_std=args.image_std, seed=args.seed,
+        image_std=args.image_std, seed=args.seed, base=args.base, group=args.group, sample=args.sample,
+        recompute=args.recompute,
     )  # fmt: skip
     from covey_export.terminal import export_with_progress
     from covey_shared.keyfile import read_key

@@ -9,6 +9,7 @@ can be taken out whole, and the high codes are never shifted down: their scales 
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -37,6 +38,11 @@ class Codes(NamedTuple):
     scales: Tensor
     shape: tuple[int, ...]
     transposed: bool
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the weight has."""
+        return math.prod(self.shape)
 
 
 @torch.library.custom_op("covey::dequantise", mutates_args=())
@@ -131,7 +137,7 @@ def _frozen_weights(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
 
 def digest(value: Tensor) -> Digest:
     """Of the numbers as they lie in memory."""
-    return hashlib.sha256(value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()).digest()
+    return hashlib.sha256(value.detach().numpy().tobytes()).digest()
 
 
 Make = Callable[[Node], Node]  # a weight, in float32, right before the node that uses it

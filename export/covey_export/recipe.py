@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from covey_shared.errors import UsageError
-from covey_shared.manifest import TARGETS, TASKS
+from covey_shared.manifest import PRECISIONS, TARGETS, TASKS
 
 ALL_LINEAR, ALL_CONV, NO_LORA = "all-linear", "all-conv", "none"
 NORMS = "norms"
+GROUPS = (32, 64, 128)
 CLASSIFICATION = ("sequence-classification", "image-classification")
 
 
@@ -22,6 +23,10 @@ class Recipe:
     rank. `alpha` 0 stands for twice the rank; alpha / rank is the scale of every module, whatever its rank.
     `train_full` names modules that train whole. With `blocks`, whole blocks train in place of LoRA. `frozen_rank`
     gives the graphs a second adapter of that rank, added and not trained.
+
+    `base` is how the frozen weights are held, with one scale for `group` inputs each (0: a row for int8, 32 for int4);
+    `sample` is a text file on which the loss of rounding is measured. With `recompute`, each block's activations are
+    computed again for its gradient and not kept.
 
     `batch_size` and `seq_len` are fixed in the graphs, and so is `image`, (channels, height, width). `num_labels` or
     `labels` make a new head, whose weights come from `seed`.
@@ -47,6 +52,10 @@ class Recipe:
     image_mean: tuple[float, ...] = ()
     image_std: tuple[float, ...] = ()
     seed: int = 0
+    base: str = "float32"
+    group: int = 0
+    sample: str = ""
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         _known("task", self.task, TASKS)
@@ -61,6 +70,7 @@ class Recipe:
         self._check_training()
         self._check_labels()
         self._check_image()
+        self._check_base()
 
     def _check_training(self) -> None:
         if not self.target_modules:
@@ -96,6 +106,21 @@ class Recipe:
             return
         if self.image and (self.image[0] not in (1, 3) or min(self.image) < 1):
             raise UsageError(f"--image is {'x'.join(map(str, self.image))}; it must be 1 or 3 x height x width")
+
+    def _check_base(self) -> None:
+        _known("base", self.base, PRECISIONS)
+        if self.group and (self.base == "float32" or self.group not in GROUPS):
+            raise UsageError(
+                f"--group is {self.group} with --base {self.base}; "
+                f"it is {', '.join(map(str, GROUPS))} with int8 or int4"
+            )
+        if self.sample and (self.base == "float32" or self.task != "causal-lm"):
+            raise UsageError("--sample is text for --base int8 or int4 of a causal-lm, whose loss it measures")
+
+    @property
+    def bits(self) -> int:
+        """Bits of a frozen weight, 32 where it is not rounded."""
+        return {"float32": 32, "int8": 8, "int4": 4}[self.base]
 
     @property
     def has_lora(self) -> bool:

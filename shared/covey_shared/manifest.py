@@ -18,6 +18,7 @@ from covey_shared.layout import Layout
 
 FORMAT = 1
 TASKS = ("causal-lm", "sequence-classification", "image-classification")
+PRECISIONS = ("float32", "int8", "int4")
 TARGETS = ("onnx", "executorch", "torch")
 MAX_PIXELS = 3 * 4096 * 4096
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -41,8 +42,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, tuple) and all(_fits(v, args[0]) for v in value)
     if typing.get_origin(kind) is dict:
         return isinstance(value, dict) and all(_fits(k, str) and _fits(v, args[1]) for k, v in value.items())
-    if isinstance(value, bool):
-        return False
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
     if kind is float:
         return isinstance(value, int | float) and abs(value) <= sys.float_info.max
     return isinstance(value, kind)
@@ -126,6 +127,33 @@ class Parity:
         _check_types(self)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantisation:
+    """How the frozen weights were rounded: `group` inputs share a scale (0 = a whole row).
+
+    `parameters` of the base's are codes. The losses are those of the base in float32 and as rounded, in nats, over
+    `tokens` counted labels of a text that was given, or else of the random batch of the proof (`measured_on`).
+    """
+
+    bits: int
+    group: int
+    parameters: int
+    loss_float32: float
+    loss: float
+    tokens: int
+    measured_on: str
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        if self.bits not in (4, 8) or self.group < 0 or self.measured_on not in ("batch", "sample"):
+            raise BundleError(f"the bundle has weights of {self.bits} bits in groups of {self.group}")
+
+    @property
+    def loss_difference(self) -> float:
+        """What rounding costs, in nats a label."""
+        return self.loss - self.loss_float32
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A bundle. `graphs`: target -> role -> path; onnx {train, eval, forward}, executorch {model}, torch {folder}.
@@ -151,6 +179,8 @@ class Manifest:
     alpha: float
     target_modules: tuple[str, ...]
     precision: str
+    quantisation: Quantisation | None = None
+    recompute: bool = False
     seed: int
     layout: Layout
     start: str = ""
@@ -168,6 +198,8 @@ class Manifest:
             raise BundleError(f"the bundle has format {self.format}, this version of covey reads format {FORMAT}")
         if self.task not in TASKS:
             raise BundleError(f"the bundle is for task {self.task!r}; known are {', '.join(TASKS)}")
+        if self.precision not in PRECISIONS or (self.quantisation is None) is not (self.precision == "float32"):
+            raise BundleError(f"the bundle's base is {self.precision[:40]!r}; known are {', '.join(PRECISIONS)}")
         if not self.ranks and self.rank:
             object.__setattr__(self, "ranks", (self.rank,))
         self._check_shapes()
@@ -230,6 +262,7 @@ class Manifest:
         data["frozen"] = self.frozen.to_json() if self.frozen else None
         data["tokenizer"] = dataclasses.asdict(self.tokenizer) if self.tokenizer else None
         data["image"] = dataclasses.asdict(self.image) if self.image else None
+        data["quantisation"] = dataclasses.asdict(self.quantisation) if self.quantisation else None
         data["parity"] = {k: dataclasses.asdict(v) for k, v in self.parity.items()}
         data["files"] = {k: dataclasses.asdict(v) for k, v in self.files.items()}
         return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode()
@@ -251,6 +284,8 @@ class Manifest:
             raw["frozen"] = None if raw.get("frozen") is None else Layout.from_json(raw["frozen"])
             raw["tokenizer"] = None if raw.get("tokenizer") is None else Tokenizer(**raw["tokenizer"])
             raw["image"] = None if raw.get("image") is None else _image(raw["image"])
+            rounded = raw.get("quantisation")
+            raw["quantisation"] = None if rounded is None else Quantisation(**rounded)
             raw["parity"] = {k: Parity(**v) for k, v in raw["parity"].items()}
             raw["files"] = {k: File(**{**v, "targets": _tuple(v["targets"])}) for k, v in raw["files"].items()}
             for name in ("labels", "target_modules"):

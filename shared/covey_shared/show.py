@@ -88,13 +88,27 @@ def _head(bundle: Bundle) -> str:
         f"  model      {manifest.model}, {manifest.architecture}, {manifest.parameters:,} parameters",
         f"  origin     revision {manifest.revision[:19]}, licence {manifest.licence}",
         f"  task       {manifest.task}{_labels(manifest)}, batches of {_batch(manifest)}",
-        f"  base       {manifest.precision}",
+        f"  base       {_base(manifest)}",
         f"  trains     n = {layout.size:,} numbers ({size_text(4 * layout.size)}) in {len(layout.tensors)} tensors"
         f"{_lora(manifest)}",
     ]
     if manifest.frozen is not None:
         lines.append(f"  frozen     a second adapter of {manifest.frozen.size:,} numbers is added and not trained")
     return "\n".join([*lines, f"  signature  {_signature(bundle)}"])
+
+
+def _base(manifest: Manifest) -> str:
+    again = "; activations are computed twice and not kept" if manifest.recompute else ""
+    q = manifest.quantisation
+    if q is None:
+        return manifest.precision + again
+    scales = f"groups of {q.group}" if q.group else "a scale a row"
+    where = "of a sample" if q.measured_on == "sample" else "of the random batch of the proof"
+    return (
+        f"{manifest.precision} in {scales}, {q.parameters:,} numbers{again}\n"
+        f"             loss {q.loss:.4f}, in float32 {q.loss_float32:.4f} ({q.loss_difference:+.4f}), on {q.tokens:,} "
+        f"labels {where}"
+    )
 
 
 def _batch(manifest: Manifest) -> str:

@@ -63,6 +63,8 @@ with quiet():
                             sep_token="[SEP]").save_pretrained(out / "bert")
     bundle.export(Recipe(model=str(out / "llama"), ranks=(1, 2), batch_size=4, seq_len=32, targets=targets),
                   out / "lm")
+    bundle.export(Recipe(model=str(out / "llama"), ranks=(1, 2), batch_size=4, seq_len=32, targets=("onnx",),
+                         frozen_rank=8), out / "second")
     bundle.export(Recipe(model=str(out / "bert"), task="sequence-classification", rank=2, batch_size=4, seq_len=8,
                          targets=("onnx",)), out / "classifier")
     bundle.export(Recipe(model="covey:resnet8", task="image-classification", labels=("dark", "light"), image=(3, 8, 8),
@@ -113,6 +115,12 @@ def made_from(targets: str) -> str:
 def lm(bundles: Path) -> Bundle:
     """A causal LM over bytes: batch 4, 32 tokens, ranks 1 and 2."""
     return Bundle.open(bundles / "lm")
+
+
+@pytest.fixture(scope="session")
+def second(bundles: Path) -> Bundle:
+    """The same as `lm`, for ONNX, with a second adapter of rank 8."""
+    return Bundle.open(bundles / "second")
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,8 @@ from covey_shared.bundle import Bundle
 from covey_shared.errors import BundleError, LayoutError, UsageError
 from covey_shared.layout import Vector
 from covey_shared.peft_folder import peft_files
-from tests.helpers_export import CLASSIFIER, IMAGES, export_model, export_tiny, save_model
+from tests.helpers_export import export_model, export_tiny, save_model
+from tests.helpers_families import CLASSIFIER, IMAGES
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -35,6 +35,30 @@ def test_export_prints_the_bundle_and_what_to_type_next(llama_model: Path, tmp_p
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle"]
 
 
+def test_a_signed_export(llama_model: Path, tmp_path: Path) -> None:
+    assert cli.main(["keys", "new", str(tmp_path / "k")]) == 0
+    out = tmp_path / "bundle"
+    args = ["--out", str(out), "--targets", "torch", "--rank", "1", "--batch", "1", "--seq-len", "4"]
+    done = covey("export", str(llama_model), *args, "--sign", str(tmp_path / "k"))
+    assert done.returncode == 0, done.stderr
+    key = (tmp_path / "k.pub").read_text().strip()
+    assert f"signature  {key}" in done.stdout
+    assert cli.main(["bundle", "verify", str(out), "--key", key]) == 0
+    (tmp_path / "k").chmod(0o644)
+    refused = covey("export", "nothing", "--out", str(tmp_path / "other"), "--sign", str(tmp_path / "k"))
+    assert refused.returncode == 1
+    assert "can be read by others" in refused.stderr
+
+
+def test_list_targets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export", "--list-targets"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    for expected in ("onnx\n", "executorch\n", "torch\n", "write it here  yes", "CPU", "XnnpackBackend", "phones"):
+        assert expected in said
+
+
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
@@ -65,7 +89,14 @@ def test_existing_place_is_refused_at_once(llama: Bundle, capsys: pytest.Capture
 def test_bundle_show(llama: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bundle", "show", str(llama.folder)]) == 0
     text = capsys.readouterr().out
-    for expected in ("LlamaForCausalLM", "model.layers.*.self_attn.q_proj", "onnx/weights.bin", "executorch/model.pte", "peak memory", llama.digest[:12]):
+    for expected in (
+        "LlamaForCausalLM",
+        "model.layers.*.self_attn.q_proj",
+        "onnx/weights.bin",
+        "executorch/model.pte",
+        "peak memory",
+        llama.digest[:12],
+    ):
         assert expected in text
 
 

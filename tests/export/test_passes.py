@@ -141,8 +141,8 @@ def test_executorch_gets_linear_and_small_transposes() -> None:
     ours = suit_executorch(graph)
     found = kinds(ours)
     assert found["linear"] == 2
-    assert found["mm"] == 1
-    assert found["addmm"] == 0
+    assert found["bmm"] == 1
+    assert found["mm"] == found["addmm"] == 0
     transposed = [n.args[0].meta["val"].shape for n in passes.calls(ours) if "permute" in str(n.target)]
     assert (16, 4) not in transposed
     before = graph.module(*graph.constants.values(), x, h)

@@ -14,7 +14,8 @@ from covey_export.place import check_place, put, staged
 from covey_export.recipe import Recipe
 from covey_shared.bundle import Bundle
 from covey_shared.errors import UsageError
-from tests.helpers_export import CLASSIFIER, IMAGES, export_model, save_model
+from tests.helpers_export import export_model, save_model
+from tests.helpers_families import CLASSIFIER, IMAGES
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

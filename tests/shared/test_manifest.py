@@ -146,7 +146,7 @@ def test_wrong_fields(change: dict[str, Any], sentence: str) -> None:
 def test_every_field_is_needed_or_has_a_default(field: str) -> None:
     without = raw()
     del without[field]
-    if field in ("format", "start", "frozen", "image", "ranks"):
+    if field in ("format", "start", "frozen", "image", "ranks", "quantisation", "recompute"):
         assert isinstance(read(without), Manifest)
     else:
         with pytest.raises(BundleError, match=field):

@@ -71,9 +71,15 @@ def choose_device(provider: str) -> str:
 
 
 def session_options(threads: int) -> Any:
-    """Quiet, and with idle threads asleep: the client is a guest on the device."""
+    """Quiet, with idle threads asleep, and small: the client is a guest on the device.
+
+    Planned buffers would come on top of the arena, and packed weights beside those that are mapped from the file: for a
+    training graph, where each weight is used in two directions, twice the base. `covey export` measures with the same.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options

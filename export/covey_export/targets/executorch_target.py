@@ -27,15 +27,14 @@ def write(graphs: Mapping[str, Graph], folder: Path) -> dict[str, str]:
 
 def lower(graphs: Mapping[str, Graph]) -> Any:
     """ExecuTorch's program manager for these graphs, one method a role."""
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
+
+    from covey_export.targets.executorch_partition import InOrder, just_in_time
 
     suited = {role: suit_executorch(graph) for role, graph in graphs.items()}
     programs = {role: torch.export.export(closed(graph), graph.examples) for role, graph in suited.items()}
     with blamed("ExecuTorch cannot hold this model's graphs"):
-        edge = to_edge_transform_and_lower(
-            programs,
-            partitioner=[XnnpackPartitioner(force_fp32_dynamic_linear=True)],
-            compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
-        )
-        return edge.to_executorch()
+        edge = to_edge(programs, compile_config=EdgeCompileConfig(
+            _check_ir_validity=False, _skip_dim_order=True, preserve_ops=[torch.ops.aten.linear.default],
+        ))  # fmt: skip
+        return edge.to_backend(InOrder()).to_executorch(ExecutorchBackendConfig(passes=[just_in_time]))

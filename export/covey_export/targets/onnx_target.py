@@ -16,7 +16,9 @@ from onnx import TensorProto
 from covey_export.blame import blamed
 from covey_export.graph import Graph, closed
 from covey_export.passes import is_rows
+from covey_export.quantise import DEQUANTISE
 from covey_export.targets.onnx_graph import OPSET, translate, unknown
+from covey_shared.errors import UsageError
 
 WEIGHTS = "weights.bin"
 ALIGNMENT = 4096  # a page, so that ONNX Runtime can map the weights instead of copying them
@@ -47,6 +49,11 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
             return translate(graph)
         except NotImplementedError:
             pass
+    if any(n.target is DEQUANTISE for n in graph.module.graph.nodes):
+        raise UsageError(
+            f"a rounded base needs each operator in our table for ONNX, which lacks {', '.join(unknown(graph)) or 'one'}; "
+            f"export with --base float32, or leave onnx out of --targets"
+        )
     return _by_pytorch(graph)
 
 

@@ -18,8 +18,9 @@ import covey.core.client.Device
 import covey.core.client.Overview
 import covey.core.client.Phase
 import covey.core.client.PlatformHttp
-import covey.core.client.RequestSigner
 import covey.core.client.Retrying
+import covey.core.client.SignedHttp
+import covey.core.client.Signing
 import covey.core.client.SliceClock
 import covey.core.client.StateFolder
 import covey.core.client.Traffic
@@ -51,6 +52,7 @@ class Session(private val context: Context, private val store: Store, private va
     /** Asks the server what there is to join, and the person whether the model may be downloaded. */
     fun prepare(): SliceEnd = guarded {
         val network = open(ClientRecord(newName()), ForegroundClock)
+        enroll(network, newName())
         val task = network.calls.task()
         val (manifest, _) = network.bundles.manifest(task)
         requireByteLevel(manifest.tokenizer?.kind)
@@ -93,6 +95,7 @@ class Session(private val context: Context, private val store: Store, private va
     }
 
     private fun work(folder: StateFolder, remembered: ClientRecord, network: Network): SliceEnd {
+        val client = enroll(network, remembered.client)
         val task = network.calls.task()
         val (manifest, data) = network.bundles.manifest(task)
         if (store.agreed != task.bundle) { // another model than the person agreed to
@@ -104,7 +107,7 @@ class Session(private val context: Context, private val store: Store, private va
             if (done % REPORT_BYTES < 65_536 || done == total) update(overview.downloading(done, total))
         }
         val name = Device.taskName(task)
-        val record = if (remembered.task == name) remembered else ClientRecord(remembered.client, name)
+        val record = if (remembered.task == name && remembered.client == client) remembered else ClientRecord(client, name)
         trainer(bundle).use { trainer ->
             val device = Device(task, bundle, dataset(bundle), trainer, "executorch", Wishes(), EVAL_BATCHES)
             emit(joined(task, device.dataset, bundle))
@@ -112,6 +115,10 @@ class Session(private val context: Context, private val store: Store, private va
         }
         return SliceEnd.Rest
     }
+
+    /** The name of this phone's key at the server. The code is forgotten once it is used. */
+    private fun enroll(network: Network, wish: String): String =
+        network.calls.enroll(wish, store.code).also { if (store.code.isNotEmpty()) store.code = "" }
 
     private fun joined(task: Task, dataset: Dataset, bundle: Bundle) =
         ClientEvent.Joined(task.name, bundle.manifest.model, dataset.train.count, dataset.heldout.count)
@@ -167,7 +174,7 @@ class Session(private val context: Context, private val store: Store, private va
 
     private fun open(record: ClientRecord, clock: Clock): Network {
         val traffic = Traffic(HashMap(record.sent), HashMap(record.received))
-        val http = PlatformHttp(store.server, { record.client }, { RequestSigner.NONE })
+        val http = SignedHttp(PlatformHttp(store.server), Signing(KeystoreKey()), store.server)
         val network = Retrying(http, store.server, clock, traffic) { update(overview.copy(sentence = it)) }
         network.backoff = Backoff(patienceS = PATIENCE_S)
         val calls = Calls(network, store.server)

@@ -8,10 +8,14 @@ import covey.core.client.Calls
 import covey.core.client.ClientRecord
 import covey.core.client.Clock
 import covey.core.client.PlatformHttp
+import covey.core.client.DeviceKey
+import covey.core.client.Invitation
 import covey.core.client.Request
-import covey.core.client.RequestSigner
 import covey.core.client.Retrying
 import covey.core.client.Scored
+import covey.core.client.SignedHttp
+import covey.core.client.Signing
+import covey.core.client.SoftwareKey
 import covey.core.client.StateFolder
 import covey.core.client.Traffic
 import covey.core.client.parseRetryAfter
@@ -20,6 +24,7 @@ import covey.core.model.Layout
 import covey.core.model.Manifest
 import covey.core.model.Tensor
 import covey.core.model.sha256
+import covey.core.wire.Hello
 import covey.core.wire.Refusal
 import org.junit.jupiter.api.AfterEach
 import org.junit.jupiter.api.Assertions.assertArrayEquals
@@ -31,7 +36,9 @@ import org.junit.jupiter.api.BeforeEach
 import org.junit.jupiter.api.Test
 import org.junit.jupiter.api.io.TempDir
 import java.io.File
+import java.math.BigInteger
 import java.net.InetSocketAddress
+import java.util.Base64
 
 /** A clock that does not wait but remembers what it was asked to. */
 class FakeClock : Clock {
@@ -75,7 +82,7 @@ class ClientTest {
         exchange.responseBody.write(body)
     }
 
-    private fun http() = PlatformHttp(url, { "ada" }, { RequestSigner.NONE })
+    private fun http() = PlatformHttp(url)
     private fun network() = Retrying(http(), url, clock, Traffic()) { notices += it }
 
     @Test
@@ -125,6 +132,61 @@ class ClientTest {
         assertEquals(10.0, parseRetryAfter("Sat, 01 Jan 2000 00:00:10 GMT", 946_684_800_000))
         assertEquals(0.0, parseRetryAfter("?", 0))
         assertEquals(3600.0 + 30, Backoff().delay(40, 1.0, 1e9))
+    }
+
+    private class Key(private val der: ByteArray, override val publicText: String) : DeviceKey {
+        override fun sign(message: ByteArray) = der
+    }
+
+    @Test
+    fun `requests are signed as the golden file says`() {
+        for (case in vectors("signing.json").maps("cases").filter { it["algorithm"] == "p256" }) {
+            val raw = case.text("signature").removePrefix("covey=:").removeSuffix(":").let(Base64.getDecoder()::decode)
+            val halves = raw.asList().chunked(32).map { BigInteger(1, it.toByteArray()).toByteArray() }
+            val inner = halves.flatMap { listOf<Byte>(2, it.size.toByte()) + it.asList() }.toByteArray()
+            val body = unhex(case.text("body"))
+            val headers = Signing(Key(byteArrayOf(0x30, inner.size.toByte()) + inner, case.text("keyid")))
+                .headers(case.text("method"), case.text("target"), body, case.text("nonce"))
+            assertEquals(case.text("content_digest"), headers["Content-Digest"])
+            assertEquals(case.text("signature_input"), headers["Signature-Input"])
+            assertEquals(case.text("signature"), headers["Signature"])
+            val params = case.text("signature_input").removePrefix("covey=")
+            assertEquals(case.text("base"), Signing.signatureBase(case.text("method"), case.text("target"), case.text("content_digest"), params))
+        }
+    }
+
+    @Test
+    fun `a key that was made signs what its public text verifies`() {
+        val key = SoftwareKey.generate()
+        val (private, public) = key.encoded()
+        assertEquals(key.publicText, SoftwareKey.of(private, public).publicText)
+        assertEquals(87, key.publicText.removePrefix("p256:").length)
+        repeat(20) { assertEquals(64, Signing.fixedSignature(key.sign(byteArrayOf(it.toByte()))).size) }
+    }
+
+    @Test
+    fun `a nonce is used once, the oldest first, and a stale one is followed by another at once`() {
+        val http = SignedHttp(http(), Signing(SoftwareKey.generate()), url)
+        val network = Retrying(http, url, clock, Traffic()) { notices += it }
+        answers += reply(200, Hello(1, "code", "first-nonce").toBytes())
+        answers += reply(401, Refusal("stale_nonce", "sign again", -1.0).toBytes(), "Covey-Nonce" to "second-nonce")
+        answers += reply(200, "fine".toByteArray(), "Covey-Nonce" to "third-nonce")
+        assertEquals("fine", network.exchange(Request("GET", "/v1/task")).decodeToString())
+        assertEquals(listOf("GET /v1/hello ", "GET /v1/task ", "GET /v1/task "), seen)
+        answers += reply(401, Refusal("unknown_device", "enrol first", -1.0).toBytes())
+        assertThrows(RefusedException::class.java) { network.exchange(Request("GET", "/v1/task")) }
+        assertTrue(clock.waits.isEmpty())
+    }
+
+    @Test
+    fun `an invitation is an address with or without a code`() {
+        assertEquals(Invitation("https://a.b", "ABCD-1234"), Invitation.parse(" https://a.b/#ABCD-1234 "))
+        assertEquals(Invitation("https://a.b:8443", "X1"), Invitation.parse("https://a.b:8443 X1"))
+        assertEquals(Invitation("http://10.0.2.2:8080", ""), Invitation.parse("http://10.0.2.2:8080"))
+        assertEquals(Invitation("https://a.b", "Q"), Invitation.parse("covey://join?server=https%3A%2F%2Fa.b&code=Q"))
+        for (bad in listOf("a.b", "https://a.b#c d", "covey://join?code=Q", "https://a b c")) {
+            assertThrows(UsageException::class.java, { Invitation.parse(bad) }, bad)
+        }
     }
 
     @Test

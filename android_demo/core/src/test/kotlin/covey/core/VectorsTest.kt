@@ -12,8 +12,11 @@ import covey.core.model.vectorDigest
 import covey.core.wire.Adapter
 import covey.core.wire.Assignment
 import covey.core.wire.CheckIn
+import covey.core.wire.Enroll
+import covey.core.wire.Enrolled
 import covey.core.wire.Evaluation
 import covey.core.wire.Form
+import covey.core.wire.Hello
 import covey.core.wire.Message
 import covey.core.wire.Receipt
 import covey.core.wire.Refusal
@@ -174,7 +177,7 @@ class VectorsTest {
     companion object {
         /** Every message that this client knows, by its name in the protocol. */
         val FORMS: Map<String, Form<*>> = listOf(
-            Task, CheckIn, Assignment, Adapter, Update, Receipt, Evaluation, Refusal,
+            Task, CheckIn, Assignment, Adapter, Update, Receipt, Evaluation, Refusal, Hello, Enroll, Enrolled,
         ).associateBy { it.name }
     }
 }

@@ -1,6 +1,7 @@
 package covey.core.client
 
 import covey.core.MessageException
+import covey.core.RefusedException
 import covey.core.ServerException
 import covey.core.UsageException
 import covey.core.model.Layout
@@ -8,23 +9,36 @@ import covey.core.model.Manifest
 import covey.core.wire.Adapter
 import covey.core.wire.Assignment
 import covey.core.wire.CheckIn
+import covey.core.wire.Enroll
+import covey.core.wire.Enrolled
 import covey.core.wire.Evaluation
 import covey.core.wire.Form
+import covey.core.wire.Hello
 import covey.core.wire.Message
 import covey.core.wire.PROTOCOL
-import covey.core.wire.Receipt
 import covey.core.wire.Task
 
 /** The protocol's calls: messages in, messages out. Paths and limits are those of docs/protocol.md. */
-class Calls(val network: Retrying, private val url: String) {
-    /** What there is to join. */
-    fun task(): Task {
-        val task = read(Task, network.exchange(Request("GET", "/v1/task")))
-        if (task.protocol != PROTOCOL) {
-            throw UsageException("the server speaks protocol ${task.protocol}, this client $PROTOCOL: update the older one")
+class Calls(val network: Retrying, val url: String) {
+    /**
+     * The name that this device's key has at the server, enrolled with [code] if it has none yet; [wish] is the one that it
+     * would like to have. Throws [UsageException] where the server does not know the key and takes no such code.
+     */
+    fun enroll(wish: String, code: String): String {
+        val hello = read(Hello, network.exchange(Request("GET", "/v1/hello", signed = false)))
+        if (hello.protocol != PROTOCOL) {
+            throw UsageException("the server speaks protocol ${hello.protocol}, this client $PROTOCOL: update the older one")
         }
-        return task
+        val answer = try {
+            network.exchange(Request("POST", "/v1/enroll", Enroll(wish, code).toBytes()))
+        } catch (error: RefusedException) {
+            throw UsageException("$url: ${error.sentence}")
+        }
+        return read(Enrolled, answer).client
     }
+
+    /** What there is to join. */
+    fun task(): Task = read(Task, network.exchange(Request("GET", "/v1/task")))
 
     /** The bytes of the bundle's manifest; their digest is not checked here. */
     fun manifest(): ByteArray =
@@ -45,22 +59,20 @@ class Calls(val network: Retrying, private val url: String) {
         return message
     }
 
-    /** Upload an update; repeated with the same bytes as often as needed, it counts once. */
-    fun update(round: Int, client: String, body: ByteArray): Receipt =
-        read(Receipt, network.exchange(Request("PUT", "/v1/updates/$round/$client", body, kind = UPDATE)))
-
     /** Report a held-out loss; repeating replaces. */
     fun evaluation(message: Evaluation) {
         network.exchange(Request("PUT", "/v1/evaluations/${message.version}/${message.client}", message.toBytes()))
     }
 
-    private fun <M : Message> read(form: Form<M>, data: ByteArray): M = try {
-        form.fromBytes(data)
-    } catch (error: MessageException) {
-        throw ServerException("$url is not a Covey server of this version: ${error.sentence}")
-    }
+    private fun <M : Message> read(form: Form<M>, data: ByteArray): M = read(form, data, url)
 
     companion object {
+        internal fun <M : Message> read(form: Form<M>, data: ByteArray, url: String): M = try {
+            form.fromBytes(data)
+        } catch (error: MessageException) {
+            throw ServerException("$url is not a Covey server of this version: ${error.sentence}")
+        }
+
         /** The counters of [Traffic] that people ask for. */
         const val ADAPTER = "adapter"
         const val UPDATE = "update"

@@ -82,6 +82,7 @@ class Client(
     /** What is remembered; every change of it is saved before it is relied on. */
     var record: ClientRecord = record
         private set
+    private val uploads = Uploads(calls.network, calls.url, folder)
     private var held = record.version()
     private var uploaded = 0
     private var refusals = 0
@@ -244,7 +245,7 @@ class Client(
     private fun upload(): RoundEvent {
         val pending = record.pending.first()
         val receipt = try {
-            calls.update(pending.round, record.client, pending.body)
+            uploads.deliver(Parcel(pending.round, pending.version, record.client, pending.body))
         } catch (error: RefusedException) {
             save(record.copy(pending = emptyList()))
             return refused(error, pending.round)

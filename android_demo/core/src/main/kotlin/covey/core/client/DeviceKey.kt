@@ -11,14 +11,3 @@ interface DeviceKey {
     /** A DER signature over the SHA-256 of the message. */
     fun sign(message: ByteArray): ByteArray
 }
-
-/** Adds to a request what proves who sent it; the default proves nothing. */
-fun interface RequestSigner {
-    /** The headers to add to a request. */
-    fun headers(request: Request): Map<String, String>
-
-    companion object {
-        /** For servers without enrolment. */
-        val NONE = RequestSigner { emptyMap() }
-    }
-}

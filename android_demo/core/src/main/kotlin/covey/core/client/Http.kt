@@ -16,7 +16,12 @@ class Request(
     val limit: Long = SMALL_BYTES,
     val kind: String = "control",
     val headers: Map<String, String> = emptyMap(),
+    val contentType: String = "application/msgpack",
+    val signed: Boolean = true,
 ) {
+    /** The same with more headers. */
+    fun with(more: Map<String, String>) = Request(method, path, body, limit, kind, headers + more, contentType, signed)
+
     companion object {
         /** More than any control message or refusal. */
         const val SMALL_BYTES = 1L shl 20
@@ -43,7 +48,7 @@ interface Http {
  * and the app's network security configuration, and five requests a round need no connection pool. No redirects, no
  * cookies, no compression behind our back.
  */
-class PlatformHttp(private val url: String, private val client: () -> String, private val signer: () -> RequestSigner) : Http {
+class PlatformHttp(private val url: String) : Http {
     override fun exchange(request: Request): Answer = open(request) { connection ->
         val status = connection.responseCode
         refuseEncoding(connection)
@@ -71,17 +76,16 @@ class PlatformHttp(private val url: String, private val client: () -> String, pr
             connection.readTimeout = IDLE_MS
             connection.setRequestProperty("User-Agent", "covey-jvm/$CLIENT_VERSION")
             connection.setRequestProperty("Accept-Encoding", "identity")
-            connection.setRequestProperty("Covey-Client", client())
-            for ((name, value) in request.headers + signer().headers(request)) connection.setRequestProperty(name, value)
-            request.body?.let { send(connection, it) }
+            for ((name, value) in request.headers) connection.setRequestProperty(name, value)
+            request.body?.let { send(connection, it, request.contentType) }
             return use(connection)
         } finally {
             connection.disconnect()
         }
     }
 
-    private fun send(connection: HttpURLConnection, body: ByteArray) {
-        connection.setRequestProperty("Content-Type", "application/msgpack")
+    private fun send(connection: HttpURLConnection, body: ByteArray, type: String) {
+        connection.setRequestProperty("Content-Type", type)
         connection.doOutput = true
         connection.setFixedLengthStreamingMode(body.size) // no second try behind our back, no copy of the body
         connection.outputStream.use { it.write(body) }

@@ -8,12 +8,16 @@ import covey.core.UsageException
  */
 data class Invitation(val server: String, val code: String) {
     companion object {
-        private val CODE = Regex("[A-Za-z0-9_-]{1,128}")
+        private val CODE = Regex("[A-Za-z0-9_-]{1,64}")
 
         /** Reads an invitation; throws [UsageException] with what is wrong. */
         fun parse(text: String): Invitation {
             val trimmed = text.trim()
-            val (server, code) = if (trimmed.startsWith("covey:")) fromLink(trimmed) else fromWords(trimmed)
+            val (server, code) = when {
+                trimmed.startsWith("covey:") -> fromLink(trimmed)
+                '#' in trimmed -> trimmed.substringBefore('#') to trimmed.substringAfter('#')
+                else -> fromWords(trimmed)
+            }
             if (code.isNotEmpty() && !CODE.matches(code)) throw UsageException("'${code.take(40)}' is no invitation code")
             return Invitation(serverUrl(server), code)
         }

@@ -62,20 +62,27 @@ class Retrying(
     var backoff = Backoff()
 
     /** The body of the 200 that answers. */
-    fun exchange(request: Request): ByteArray = retried {
+    fun exchange(request: Request): ByteArray = retried { once(request).body }
+
+    /** One try; throws [Busy] or [IOException] where another may help. */
+    internal fun once(request: Request, good: Set<Int> = setOf(200)): Answer {
         val answer = http.exchange(request)
         traffic.add(request.kind, request.body?.size?.toLong() ?: 0, answer.body.size.toLong())
-        if (answer.status != 200) throw refused(answer)
-        answer.body
+        if (answer.status !in good) throw refused(answer)
+        return answer
     }
 
-    /** The result of the first try that succeeds. */
-    fun <T> retried(attempt: () -> T): T {
+    /** The result of the first try that succeeds; one that [progressed] before it failed counts as the first. */
+    fun <T> retried(progressed: () -> Boolean = { false }, attempt: () -> T): T {
         val started = clock.seconds()
         var tries = 0
+        var stale = 0
         while (true) {
             val failure = try {
                 return attempt()
+            } catch (error: Stale) { // the answer brought another nonce: sign again, at once
+                if (++stale % STALE_TRIES != 0) continue
+                Busy(error.message.orEmpty(), 0.0)
             } catch (error: SSLException) { // a certificate that is wrong now is wrong in a minute
                 throw ServerException("the TLS connection to $url is not trusted: ${error.message}")
             } catch (error: IOException) {
@@ -83,6 +90,7 @@ class Retrying(
             } catch (error: Busy) {
                 error
             }
+            if (progressed()) tries = 0
             val delay = backoff.delay(tries, clock.draw(), failure.retryAfterS)
             val patience = backoff.patienceS
             if (patience != null && clock.seconds() - started + delay > patience) {
@@ -105,17 +113,22 @@ class Retrying(
             val after = max(parseRetryAfter(answer.header("retry-after"), System.currentTimeMillis()), refusal.retryAfterS)
             return Busy(sentence.ifEmpty { "HTTP ${answer.status}" }, after)
         }
+        if (refusal.code == "stale_nonce") return Stale(sentence)
         if (sentence.isNotEmpty()) return RefusedException(sentence, answer.status, refusal.code.take(64))
         return RefusedException("$url is not a Covey server: it answers ${answer.status}", answer.status, "")
     }
 
     companion object {
         private val RETRIED = setOf(408, 425, 429)
+        private const val STALE_TRIES = 5 // how often in a row a request is signed again at once
     }
 }
 
 /** The server answered that it cannot now. */
 internal class Busy(message: String, val retryAfterS: Double) : Exception(message)
+
+/** The server did not take the nonce; its answer brought another. */
+internal class Stale(message: String) : Exception(message)
 
 /** Seconds from a Retry-After header: a number, or an HTTP date; 0 for anything else. */
 internal fun parseRetryAfter(text: String, nowMs: Long): Double {

@@ -45,9 +45,14 @@ fun publicKeyText(key: ECPublicKey): String {
     return "p256:" + base64Url(byteArrayOf(4) + coordinate(key.w.affineX) + coordinate(key.w.affineY))
 }
 
-/** Base64 of RFC 4648 section 5, without padding. Written out: check.sh compiles against older classes. */
-internal fun base64Url(bytes: ByteArray): String {
-    val letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+/** Base64 of RFC 4648, padded; written out, since check.sh compiles against older classes. */
+internal fun base64(bytes: ByteArray): String = coded(bytes, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
+    .let { it + "=".repeat((4 - it.length % 4) % 4) }
+
+/** The form for addresses, without padding. */
+internal fun base64Url(bytes: ByteArray): String = coded(bytes, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+
+private fun coded(bytes: ByteArray, letters: String): String {
     val out = StringBuilder()
     for (at in bytes.indices step 3) {
         val count = minOf(3, bytes.size - at)

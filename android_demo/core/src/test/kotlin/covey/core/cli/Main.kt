@@ -10,9 +10,10 @@ import covey.core.client.ClientEvent
 import covey.core.client.ClientRecord
 import covey.core.client.Clock
 import covey.core.client.Device
-import covey.core.client.PlatformHttp
-import covey.core.client.RequestSigner
 import covey.core.client.Retrying
+import covey.core.client.SignedHttp
+import covey.core.client.Signing
+import covey.core.client.SoftwareKey
 import covey.core.client.StateFolder
 import covey.core.client.Traffic
 import covey.core.client.Wishes
@@ -47,14 +48,15 @@ private fun join(url: String, options: Map<String, String>) {
     StateFolder.open(File(option("state")), ::syncFolder).use { folder ->
         val remembered = folder.load(Client.CLIENT, ClientRecord) { say(ClientEvent.Notice(it)) } ?: ClientRecord(option("name"))
         val traffic = Traffic(HashMap(remembered.sent), HashMap(remembered.received))
-        val http = PlatformHttp(url, { remembered.client }, { RequestSigner.NONE })
+        val http = SignedHttp(JdkHttp(url), Signing(key(File(option("state")))), url)
         val network = Retrying(http, url, SystemClock, traffic) { say(ClientEvent.Notice(it)) }
         val calls = Calls(network, url)
         network.backoff = network.backoff.copy(patienceS = 10.0)
+        val client = calls.enroll(remembered.client, options["code"].orEmpty())
         val task = calls.task()
         network.backoff = network.backoff.copy(patienceS = null)
         val name = Device.taskName(task)
-        val record = if (remembered.task == name) remembered else ClientRecord(remembered.client, name)
+        val record = if (remembered.task == name && remembered.client == client) remembered else ClientRecord(client, name)
         val bundles = Bundles(calls, http, File(option("cache")), RUNTIME)
         val (manifest, data) = bundles.manifest(task)
         val bundle = bundles.fetch(manifest, data) { _, _ -> }
@@ -85,6 +87,17 @@ private fun filesOf(path: File): List<File> {
 private fun say(event: ClientEvent) {
     println("${event.javaClass.simpleName.lowercase()} ${event.toString().substringAfter('(').removeSuffix(")")}")
     System.out.flush()
+}
+
+/** The key of this device, made on first use. */
+private fun key(folder: File): SoftwareKey {
+    val (private, public) = File(folder, "key") to File(folder, "key.pub")
+    if (!public.isFile) {
+        val made = SoftwareKey.generate().encoded()
+        private.writeBytes(made.first)
+        public.writeBytes(made.second)
+    }
+    return SoftwareKey.of(private.readBytes(), public.readBytes())
 }
 
 private fun syncFolder(folder: File) = FileChannel.open(folder.toPath(), READ).use { it.force(true) }
