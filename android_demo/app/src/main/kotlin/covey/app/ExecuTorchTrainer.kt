@@ -20,16 +20,14 @@ class ExecuTorchTrainer(model: File, entries: Int, frozenEntries: Int, rows: Int
     private val adapterData = Tensor.allocateFloatBuffer(entries)
     private val inputData = Tensor.allocateLongBuffer(rows * columns)
     private val labelData = Tensor.allocateLongBuffer(rows * columns)
+    private val secondData = if (frozenEntries > 0) Tensor.allocateFloatBuffer(frozenEntries) else null
     private val gradient = FloatArray(entries)
     private val inputs: Array<EValue>
 
     init {
         val shape = longArrayOf(rows.toLong(), columns.toLong())
         val adapter = EValue.from(Tensor.fromBlob(adapterData, longArrayOf(entries.toLong())))
-        // the second adapter, added and not trained: zeros unless a task says otherwise
-        val frozen = if (frozenEntries == 0) emptyList() else listOf(
-            EValue.from(Tensor.fromBlob(Tensor.allocateFloatBuffer(frozenEntries), longArrayOf(frozenEntries.toLong()))),
-        )
+        val frozen = secondData?.let { listOf(EValue.from(Tensor.fromBlob(it, longArrayOf(frozenEntries.toLong())))) }.orEmpty()
         val batch = listOf(inputData, labelData).map { EValue.from(Tensor.fromBlob(it, shape)) }
         inputs = (listOf(adapter) + frozen + batch).toTypedArray()
     }
@@ -47,6 +45,10 @@ class ExecuTorchTrainer(model: File, entries: Int, frozenEntries: Int, rows: Int
         return Score(
             loss.toTensor().dataAsFloatArray[0].toDouble(), tokens.toTensor().dataAsLongArray[0], correct.toTensor().dataAsLongArray[0],
         )
+    }
+
+    override fun useSecond(values: FloatArray) {
+        secondData?.run { rewind(); put(values); rewind() } ?: super.useSecond(values)
     }
 
     private fun fill(adapter: FloatArray, batch: Batch) {

@@ -127,7 +127,7 @@ class Session(private val context: Context, private val store: Store, private va
         val manifest = bundle.manifest
         try {
             return ExecuTorchTrainer(
-                bundle.path("executorch", "model"), manifest.layout.size, manifest.frozenSize, manifest.batchSize, manifest.seqLen,
+                bundle.path("executorch", "model"), manifest.layout.size, manifest.frozen?.size ?: 0, manifest.batchSize, manifest.seqLen,
             )
         } catch (error: RuntimeException) { // the runtime's own errors
             throw BundleException(context.getString(R.string.runtime_failed, error.message.orEmpty().take(200)))

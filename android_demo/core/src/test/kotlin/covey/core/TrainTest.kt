@@ -1,8 +1,6 @@
 package covey.core
 
-import covey.core.model.Layout
 import covey.core.model.Prng
-import covey.core.model.Tensor
 import covey.core.model.pythonReal
 import covey.core.model.TokenizerSpec
 import covey.core.train.AdamW
@@ -12,7 +10,6 @@ import covey.core.train.IGNORED
 import covey.core.train.LocalRound
 import covey.core.train.LocalTrainer
 import covey.core.train.LossAndGradient
-import covey.core.train.PersonalPolicy
 import covey.core.train.Progress
 import covey.core.train.Score
 import covey.core.train.Sgd
@@ -132,16 +129,6 @@ class TrainTest {
         val round = LocalRound(Bowl(FloatArray(2) { Float.POSITIVE_INFINITY }), examples, 2, config, 1)
         val error = assertThrows(TrainingException::class.java) { round.step(round.begin(FloatArray(2))) }
         assertTrue("learning_rate" in error.sentence)
-    }
-
-    @Test
-    fun `personal entries stay`() {
-        val layout = Layout(listOf(Tensor("a", listOf(2), "lora_A", "zeros"), Tensor("b", listOf(3), "lora_B", "zeros")))
-        val policy = PersonalPolicy(layout) { it.kind == "lora_B" }
-        assertEquals(2, policy.sharedSize)
-        assertArrayEquals(floatArrayOf(1f, 1f, 7f, 7f, 7f), policy.merged(FloatArray(5) { 1f }, FloatArray(5) { 7f }))
-        assertArrayEquals(floatArrayOf(1f, 1f, 0f, 0f, 0f), policy.shared(FloatArray(5) { 1f }))
-        assertArrayEquals(FloatArray(5) { 1f }, PersonalPolicy(layout).merged(FloatArray(5) { 1f }, null))
     }
 
     @Test

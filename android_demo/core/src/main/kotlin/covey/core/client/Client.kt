@@ -7,22 +7,21 @@ import covey.core.RefusedException
 import covey.core.ServerException
 import covey.core.StoppedException
 import covey.core.UsageException
-import covey.core.codec.codecFromSpec
 import covey.core.model.Prng
+import covey.core.model.at
 import covey.core.model.floatsOf
 import covey.core.model.sha256
 import covey.core.model.toLittleEndian
-import covey.core.train.Dataset
 import covey.core.train.LocalRound
 import covey.core.train.LocalTrainer
-import covey.core.train.PersonalPolicy
+import covey.core.train.PartTrainer
 import covey.core.train.Progress
 import covey.core.train.Score
 import covey.core.train.evaluationBatches
 import covey.core.wire.Assignment
 import covey.core.wire.CheckIn
+import covey.core.wire.CodecMemory
 import covey.core.wire.Evaluation
-import covey.core.wire.Task
 import covey.core.wire.Update
 
 /** What happens, for a screen or a log. */
@@ -38,32 +37,6 @@ sealed interface ClientEvent {
     data class Waiting(val seconds: Double) : ClientEvent
     data class Notice(val sentence: String) : ClientEvent
     data class Finished(val rounds: Int, val lossBefore: Double?, val lossAfter: Double?) : ClientEvent
-}
-
-/** What does not change while a device takes part in a task. */
-class Device(
-    val task: Task,
-    val bundle: Bundle,
-    val dataset: Dataset,
-    val trainer: LocalTrainer,
-    val runtime: String,
-    val wishes: Wishes = Wishes(),
-    val evalBatches: Int = 16,
-    val policy: PersonalPolicy = PersonalPolicy(bundle.manifest.layout),
-) {
-    /** What a saved codec memory must be of to be used again. */
-    val codecName: String
-        get() = sha256(concat(task.uploadCodec.map { it.toBytes() }) + if (task.local.errorFeedback) 1 else 0)
-
-    /** The codec of the uploads. */
-    fun codec() = codecFromSpec(task.uploadCodec, bundle.manifest.layout, task.local.errorFeedback)
-
-    private fun concat(parts: List<ByteArray>) = parts.fold(ByteArray(0)) { all, part -> all + part }
-
-    companion object {
-        /** What a state folder belongs to: the same name over another model or seed is another task. */
-        fun taskName(task: Task): String = "${task.name}/${sha256("${task.bundle}${task.layout}${task.seed}".toByteArray()).take(16)}"
-    }
 }
 
 /**
@@ -86,6 +59,7 @@ class Client(
     private var held = record.version()
     private var uploaded = 0
     private var refusals = 0
+    private var cohort = 0
 
     /** Take part until the task is done (or one round is); throws [StoppedException] when asked to stop. */
     fun run(): ClientRecord {
@@ -153,23 +127,33 @@ class Client(
         error is RefusedException || error is MessageException || error is PayloadException || error is ServerException
 
     private fun advanceFrom(from: Held, version: Int): Held {
-        val layout = device.bundle.manifest.layout
-        return advance(from, calls.adapter(version, from.version, layout), layout) { device.bundle.start(device.task.seed) }
+        val layout = device.division.published
+        return advance(from, calls.adapter(version, from.version, layout), layout, device::start)
     }
 
+    /** The version held, for all (personal tensors at their start) and, where there are any, with this device's own. */
     private fun evaluate(version: Int): RoundEvent {
-        val score = score(device.policy.merged(held.adapter, own()))
-        val message = Evaluation(record.client, device.task.layout, version, score.lossSum, score.tokens, score.correct)
+        val scored = report(version, FloatArray(0), "global")
+        save(record.copy(history = appended(record.history, scored)))
+        emit(ClientEvent.Evaluated(version, scored.loss))
+        if (device.division.personal != null) {
+            save(record.copy(ownHistory = appended(record.ownHistory, report(version, own(), "personal"))))
+        }
+        return RoundEvent.Done
+    }
+
+    private fun report(version: Int, own: FloatArray, kind: String): Scored {
+        val score = score(device.whole(held.adapter, own, 0, cohort))
+        val message = Evaluation(record.client, device.task.layout, version, score.lossSum, score.tokens, score.correct, kind)
         try {
             calls.evaluation(message)
         } catch (error: RefusedException) {
             emit(ClientEvent.Notice("the server does not take the evaluation of version $version: ${error.sentence}"))
         }
-        val scored = Scored(version, score.lossSum, score.tokens, score.correct)
-        save(record.copy(history = record.history.take(1) + record.history.drop(1).takeLast(HISTORY) + scored))
-        emit(ClientEvent.Evaluated(version, score.loss))
-        return RoundEvent.Done
+        return Scored(version, score.lossSum, score.tokens, score.correct)
     }
+
+    private fun appended(history: List<Scored>, scored: Scored) = history.take(1) + history.drop(1).takeLast(HISTORY) + scored
 
     private fun score(adapter: FloatArray): Score =
         evaluationBatches(device.dataset.heldout, device.bundle.manifest.batchSize, device.evalBatches)
@@ -178,12 +162,18 @@ class Client(
 
     /** All steps of a round, from where a killed process left it; then the update, encoded and saved. */
     private fun train(assignment: Assignment): RoundEvent {
-        val progress = trainSteps(assignment) ?: return RoundEvent.Dropped
-        val (pending, before) = encode(assignment, progress)
-        val personal = if (device.policy.any) progress.adapter.toLittleEndian() else ByteArray(0)
+        cohort = assignment.cohort
+        val layout = device.division.adapter
+        val trained = device.division.trained(assignment.round)
+        val whole = device.whole(held.adapter, own(), assignment.round, assignment.cohort)
+        val where = layout.positions(trained)
+        val before = whole.at(where)
+        val progress = trainSteps(assignment, PartTrainer(device.trainer, whole, where), before) ?: return RoundEvent.Dropped
+        val (pending, memory) = encode(assignment, progress, before)
+        val kept = device.division.personal?.let { progress.adapter.at(trained.positions(it)).toLittleEndian() } ?: ByteArray(0)
         save(
             record.copy(
-                pending = listOf(pending), codec = device.codecName, memory = before, personal = personal,
+                pending = listOf(pending), codecs = codecs(pending.codec, memory), own = kept,
                 trainSeconds = record.trainSeconds + progress.seconds,
             ),
         )
@@ -192,12 +182,18 @@ class Client(
         return RoundEvent.Done
     }
 
-    private fun trainSteps(assignment: Assignment): Progress? {
+    /** The memories to keep with this one: as many as a task has phases, the newest. */
+    private fun codecs(name: String, memory: CodecMemory): Map<String, CodecMemory> {
+        val others = record.codecs.filterKeys { it != name }.entries.toList().takeLast(maxOf(1, device.task.sharing.phases.size) - 1)
+        return others.associate { it.toPair() } + (name to memory)
+    }
+
+    private fun trainSteps(assignment: Assignment, trainer: LocalTrainer, before: FloatArray): Progress? {
         val task = device.task
         val deadline = clock.seconds() + assignment.deadlineS
         val seed = LocalRound.seed(task.seed, assignment.round, record.client)
-        val round = LocalRound(device.trainer, device.dataset.train, device.bundle.manifest.batchSize, task.local, seed)
-        var progress = resumed(assignment) ?: round.begin(device.policy.merged(held.adapter, own()))
+        val round = LocalRound(trainer, device.dataset.train, device.bundle.manifest.batchSize, task.local, seed)
+        var progress = resumed(assignment, before.size) ?: round.begin(before)
         while (!round.done(progress)) {
             clock.sleep(0.0) // a request to stop is heeded here: the step before is on disk
             progress = round.step(progress)
@@ -212,24 +208,27 @@ class Client(
     }
 
     /** The round's saved progress if there is any of this very round. */
-    private fun resumed(assignment: Assignment): Progress? {
+    private fun resumed(assignment: Assignment, size: Int): Progress? {
         val saved = folder.load(TRAINING, TrainingRecord) { emit(ClientEvent.Notice(it)) } ?: return null
         val same = saved.task == record.task && saved.round == assignment.round && saved.attempt == assignment.attempt &&
-            saved.version == assignment.version && saved.adapter.size == 4 * device.bundle.manifest.layout.size
+            saved.version == assignment.version && saved.adapter.size == 4 * size
         if (!same) return null
         emit(ClientEvent.Notice("going on with round ${assignment.round} after step ${saved.step}"))
         return saved.progress()
     }
 
     /** The round's change as an update to send, and the codec's memory until that is acknowledged. */
-    private fun encode(assignment: Assignment, progress: Progress): Pair<Pending, covey.core.wire.CodecMemory> {
+    private fun encode(assignment: Assignment, progress: Progress, before: FloatArray): Pair<Pending, CodecMemory> {
         val task = device.task
-        val codec = device.codec()
-        val memory = if (record.codec == device.codecName) record.memory else codec.init(Prng.derive(task.seed, "codec", record.client))
-        val change = FloatArray(held.adapter.size) { progress.adapter[it] - held.adapter[it] }
-        val (parts, after) = codec.encode(device.policy.shared(change), memory, progress.adapter)
+        val uploaded = device.division.uploaded(assignment.round)
+        val sent = device.division.trained(assignment.round).positions(uploaded)
+        val name = device.codecName(assignment.round)
+        val codec = device.codec(assignment.round)
+        val memory = record.codecs[name] ?: codec.init(Prng.derive(task.seed, "codec", record.client))
+        val change = FloatArray(sent.size) { progress.adapter[sent[it]] - before[sent[it]] }
+        val (parts, after) = codec.encode(change, memory, progress.adapter.at(sent))
         val body = Update(
-            record.client, task.layout, assignment.round, assignment.attempt, assignment.version, task.uploadCodec, parts,
+            record.client, uploaded.digest, assignment.round, assignment.attempt, assignment.version, task.uploadCodec, parts,
             device.dataset.train.count, progress.step, progress.lossBefore, progress.lossAfter, progress.seconds,
         ).toBytes()
         if (body.size > task.maxUploadBytes) {
@@ -238,7 +237,7 @@ class Client(
                     "raise the limit or choose a smaller codec",
             )
         }
-        return Pending(assignment.round, assignment.attempt, assignment.version, body, after) to memory
+        return Pending(assignment.round, assignment.attempt, assignment.version, body, name, after) to memory
     }
 
     /** Send the pending bytes until they are acknowledged; a refusal drops them and keeps the codec's old memory. */
@@ -255,7 +254,7 @@ class Client(
         }
         uploaded++
         refusals = 0
-        save(record.copy(pending = emptyList(), memory = pending.codecAfter, rounds = record.rounds + 1))
+        save(record.copy(pending = emptyList(), codecs = codecs(pending.codec, pending.after), rounds = record.rounds + 1))
         emit(ClientEvent.Uploaded(pending.round, pending.body.size, receipt.status))
         return RoundEvent.Done
     }
@@ -276,7 +275,7 @@ class Client(
         return RoundEvent.Done
     }
 
-    private fun own(): FloatArray? = record.personal.takeIf { it.isNotEmpty() }?.let(::floatsOf)
+    private fun own(): FloatArray = floatsOf(record.own)
 
     private fun save(changed: ClientRecord) {
         val traffic = calls.network.traffic

@@ -10,16 +10,17 @@ import covey.core.wire.Kind
 import covey.core.wire.Message
 import covey.core.wire.Values
 
-/** An update that the server has not acknowledged, its exact bytes. [codecAfter]: the codec's memory once it has. */
-class Pending(val round: Int, val attempt: Int, val version: Int, val body: ByteArray, val codecAfter: CodecMemory) : Message {
+/** An update that the server has not acknowledged, its exact bytes. [after]: the memory of [codec] once it has. */
+class Pending(val round: Int, val attempt: Int, val version: Int, val body: ByteArray, val codec: String, val after: CodecMemory) : Message {
     override val form get() = Pending
-    override fun fields() = listOf(round, attempt, version, body, codecAfter)
+    override fun fields() = listOf(round, attempt, version, body, codec, after)
 
     companion object : Form<Pending>(
         "Pending", "round" to Kind.Whole, "attempt" to Kind.Whole, "version" to Kind.Whole, "body" to Kind.Bytes,
-        "codec_after" to Kind.Record { CodecMemory },
+        "codec" to Kind.Text, "after" to Kind.Record { CodecMemory },
     ) {
-        override fun make(v: Values) = Pending(v.int("round"), v.int("attempt"), v.int("version"), v["body"], v["codec_after"])
+        override fun make(v: Values) =
+            Pending(v.int("round"), v.int("attempt"), v.int("version"), v["body"], v["codec"], v["after"])
     }
 }
 
@@ -39,20 +40,20 @@ data class Scored(val version: Int, val lossSum: Double, val tokens: Long, val c
 }
 
 /**
- * What a device remembers. [task]: which task it belongs to; [codec]: which codec [memory] is of; [adapter]: the float32
- * bytes of version [held], none for -1; [personal]: this device's own adapter, if entries are personal; [rounds] counts
- * acknowledged updates.
+ * What a device remembers. [task]: which task it belongs to; [codecs]: memories of codecs by name; [adapter]: the float32
+ * bytes of version [held], none for -1; [own]: those of the personal tensors, none as long as they are at their start, and
+ * [ownHistory] the evaluations with them; [rounds] counts acknowledged updates.
  */
 data class ClientRecord(
     val client: String,
     val task: String = "",
     val held: Int = NOTHING,
     val adapter: ByteArray = ByteArray(0),
-    val personal: ByteArray = ByteArray(0),
-    val codec: String = "",
-    val memory: CodecMemory = CodecMemory(emptyList(), ByteArray(0)),
+    val own: ByteArray = ByteArray(0),
+    val codecs: Map<String, CodecMemory> = emptyMap(),
     val pending: List<Pending> = emptyList(),
     val history: List<Scored> = emptyList(),
+    val ownHistory: List<Scored> = emptyList(),
     val rounds: Int = 0,
     val trainSeconds: Double = 0.0,
     val sent: Map<String, Long> = emptyMap(),
@@ -63,19 +64,20 @@ data class ClientRecord(
 
     override val form get() = ClientRecord
     override fun fields() = listOf(
-        client, task, held, adapter, personal, codec, memory, pending, history, rounds, trainSeconds, sent, received,
+        client, task, held, adapter, own, codecs, pending, history, ownHistory, rounds, trainSeconds, sent, received,
     )
 
     companion object : Form<ClientRecord>(
         "ClientRecord", "client" to Kind.Text, "task" to Kind.Text, "held" to Kind.Whole, "adapter" to Kind.Bytes,
-        "personal" to Kind.Bytes, "codec" to Kind.Text, "memory" to Kind.Record { CodecMemory },
+        "own" to Kind.Bytes, "codecs" to Kind.MapOf(Kind.Record { CodecMemory }),
         "pending" to Kind.ListOf(Kind.Record { Pending }), "history" to Kind.ListOf(Kind.Record { Scored }),
+        "own_history" to Kind.ListOf(Kind.Record { Scored }),
         "rounds" to Kind.Whole, "train_seconds" to Kind.Real, "sent" to Kind.MapOf(Kind.Whole),
         "received" to Kind.MapOf(Kind.Whole),
     ) {
         override fun make(v: Values) = ClientRecord(
-            v["client"], v["task"], v.int("held"), v["adapter"], v["personal"], v["codec"], v["memory"], v["pending"],
-            v["history"], v.int("rounds"), v["train_seconds"], v["sent"], v["received"],
+            v["client"], v["task"], v.int("held"), v["adapter"], v["own"], v["codecs"], v["pending"],
+            v["history"], v["own_history"], v.int("rounds"), v["train_seconds"], v["sent"], v["received"],
         )
     }
 }

@@ -32,6 +32,16 @@ data class Tensor(
     /** Number of entries. */
     val size: Int get() = shape.fold(1) { product, d -> product * d }
 
+    /** The first [lower] rows of a lora_A, columns of a lora_B. */
+    internal fun cut(lower: Int): Tensor {
+        if (rank <= lower) return this
+        val along = if (kind == "lora_A") 0 else 1
+        if (!kind.startsWith("lora_") || shape.size < 2 || shape[along] != rank) {
+            throw LayoutException("tensor '$name' of shape $shape has no lower rank than $rank")
+        }
+        return copy(shape = shape.mapIndexed { i, d -> if (i == along) lower else d }, rank = lower)
+    }
+
     /** The canonical JSON object: sorted keys, ASCII, numbers as Python writes them. */
     internal fun canonical(): String =
         "{\"init\":${quoted(init)},\"kind\":${quoted(kind)},\"module\":${quoted(module)},\"name\":${quoted(name)}," +
@@ -70,6 +80,41 @@ class Layout(val tensors: List<Tensor>) {
 
     /** The first four bytes of the digest as a little-endian number: the packed formats' layout id. */
     val shortId: Int by lazy { digest.take(8).chunked(2).reversed().joinToString("").toLong(16).toInt() }
+
+    /**
+     * The layout of a lower rank: of each LoRA tensor the first [rank] rows (lora_A) or columns (lora_B). What is not
+     * LoRA, and every scale, stays.
+     */
+    fun atRank(rank: Int): Layout {
+        if (rank < 1) throw LayoutException("the rank is $rank; it must be at least 1")
+        return if (tensors.all { it.rank <= rank }) this else Layout(tensors.map { it.cut(rank) })
+    }
+
+    /** Where the entries of a sub-layout stand in this one, by the names of the tensors; a smaller tensor is the first entries. */
+    fun positions(sub: Layout): IntArray {
+        val ours = tensors.zip(offsets.asList()).associateBy { it.first.name }
+        val out = IntArray(sub.size)
+        sub.tensors.forEachIndexed { i, part ->
+            val (tensor, offset) = ours[part.name] ?: throw LayoutException("the layout has no tensor '${part.name}'")
+            val fits = part.shape.size == tensor.shape.size && part.shape.zip(tensor.shape).all { (p, w) -> p <= w }
+            if (!fits) throw LayoutException("'${part.name}' of shape ${part.shape} is no part of the layout's, of shape ${tensor.shape}")
+            for (entry in 0 until part.size) out[sub.offsets[i] + entry] = offset + inside(entry, part.shape, tensor.shape)
+        }
+        return out
+    }
+
+    /** The number in a larger tensor of an entry of a part of it. */
+    private fun inside(entry: Int, part: List<Int>, whole: List<Int>): Int {
+        var rest = entry
+        var at = 0
+        var stride = 1
+        for (dimension in part.indices.reversed()) {
+            at += rest % part[dimension] * stride
+            rest /= part[dimension]
+            stride *= whole[dimension]
+        }
+        return at
+    }
 
     /** Entries whose start lies in the bundle. */
     val storedSize: Int get() = tensors.filter { it.init == "stored" }.sumOf { it.size }

@@ -22,7 +22,7 @@ class Manifest(
     val seqLen: Int,
     val precision: String,
     val layout: Layout,
-    val frozenSize: Int,
+    val frozen: Layout?,
     val start: String,
     val tokenizer: TokenizerSpec?,
     val graphs: Map<String, Map<String, String>>,
@@ -87,7 +87,7 @@ class Manifest(
             return Manifest(
                 root.text("model"), root.text("task"), root.whole("batch_size", 1..65_536L).toInt(),
                 root.whole("seq_len", 0..1_048_576L).toInt(), root.text("precision"), layout,
-                if (frozen == null) 0 else Layout.fromJson(frozen).size, root.text("start"),
+                frozen?.let(Layout::fromJson), root.text("start"),
                 root.value("tokenizer")?.let { tokenizer(Node.of(it)) },
                 root.node("graphs").nodes { roles -> roles.texts() },
                 root.node("parity").nodes { it.whole("peak_bytes", 0..Long.MAX_VALUE) },

@@ -1,5 +1,6 @@
 package covey.core.train
 
+import covey.core.BundleException
 import java.io.Closeable
 
 /**
@@ -27,6 +28,10 @@ data class Score(val lossSum: Double, val tokens: Long, val correct: Long) {
  * stays behind. On a phone `ExecuTorchTrainer` is behind it. An implementation may reuse the gradient's array.
  */
 interface LocalTrainer : Closeable {
+    /** Use these values of the second adapter, which is added and not trained, from now on; zeros by default. */
+    fun useSecond(values: FloatArray): Unit =
+        throw BundleException("this app cannot run a task with a second adapter: use one without, or update the app")
+
     /** One run of the joint graph. */
     fun lossAndGradient(adapter: FloatArray, batch: Batch): LossAndGradient
 
