@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check format bench crash clean
+.PHONY: help install demo test test-slow check format bench crash fuzz clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -45,6 +45,11 @@ bench: $(STAMP)  ## run every benchmark quickly (without --quick by hand: see do
 KILLS ?= 1000
 crash: $(STAMP)  ## kill a server KILLS times (default 1000) and count what was lost
 	@$(BIN)/python benchmarks/crash.py --kills $(KILLS)
+
+SECONDS ?= 60
+fuzz: $(STAMP)  ## feed every parser hostile bytes for SECONDS (default 60) in all, guided by coverage
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
+	@$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS)
 
 clean:  ## remove the virtual environment and what the demo made
 	@rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -44,7 +44,7 @@ GATE = web.AppKey("gate", Gate)
 MEDIA_JSON = "application/json"
 
 # aiohttp's own defaults keep an idle connection for an hour, inflate compressed bodies and linger on refused ones.
-RUNNER: dict[str, Any] = {"keepalive_timeout": 30.0, "lingering_time": 2.0, "auto_decompress": False}
+RUNNER: dict[str, Any] = {"keepalive_timeout": 15.0, "lingering_time": 2.0, "auto_decompress": False}
 ROUTES = (*DEVICE_ROUTES, *upload_handlers.ROUTES, *operation.HEALTH)
 SWEEP_S = 60.0  # between two looks for uploads that nobody continues
 PARTIAL = 256 * 2**20  # bytes that unfinished uploads may come to, all together

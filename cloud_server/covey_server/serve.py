@@ -6,13 +6,14 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from aiohttp import web
 
-from covey_server import engine, logs, store, task_file
+from covey_server import connections, engine, logs, store, task_file
 from covey_server.admin import make_admin
 from covey_server.aggregator import Aggregator
 from covey_server.app import GATE, RUNNER, make_app
@@ -105,7 +106,8 @@ async def _serve(run: Run, folder: Path, options: Options, tls: Tls | None) -> i
             urls = [side.url for side in sides]
             await run.db.do(store.set_meta, {"url": urls[0]})
             _announce(run, folder, options, urls, aggregator)
-            await _until_stopped(stop, aggregator, options, tls)
+            watches = [connections.watch(runner) for runner in runners] + ([tls.watch()] if tls else [])
+            await _until_stopped(stop, aggregator, options, watches)
         finally:
             await app[GATE].drain(STOP_S)
             for runner in runners:
@@ -211,11 +213,12 @@ def _stop_at_signals() -> asyncio.Event:
     return stop
 
 
-async def _until_stopped(stop: asyncio.Event, aggregator: Aggregator, options: Options, tls: Tls | None) -> None:
+async def _until_stopped(
+    stop: asyncio.Event, aggregator: Aggregator, options: Options, watches: list[Coroutine[Any, Any, None]]
+) -> None:
     """Returns when told to, or when the task is done and may end; raises what broke the run."""
-    waiting: list[asyncio.Future[Any]] = [asyncio.create_task(stop.wait()), asyncio.create_task(aggregator.watch())]
-    if tls is not None:
-        waiting.append(asyncio.create_task(tls.watch()))
+    work = [stop.wait(), aggregator.watch(), *watches]
+    waiting: list[asyncio.Future[Any]] = [asyncio.create_task(each) for each in work]
     if options.exit_when_done:
         waiting.append(asyncio.create_task(_until_done(aggregator, options.grace)))
     done, _ = await asyncio.wait([*waiting, aggregator.failure], return_when=asyncio.FIRST_COMPLETED)

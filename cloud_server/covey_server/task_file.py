@@ -261,7 +261,7 @@ def parse(text: str) -> TaskFile:
     """The task in a TOML text."""
     try:
         data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a whole number of thousands of digits is a plain ValueError
         raise TaskFileError(f"not valid TOML: {error}") from None
     known("the task file", data, SECTIONS, "section")
     tables = {name: _table(name, data.get(name, {})) for name in SECTIONS}
