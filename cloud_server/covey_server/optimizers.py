@@ -54,7 +54,7 @@ def momentum(learning_rate: float, momentum: float) -> Optimizer:
 
 
 def nesterov(learning_rate: float, momentum: float) -> Optimizer:
-    """buffer = momentum * buffer + change; w + learning_rate * (change + momentum * buffer), torch.optim.SGD's Nesterov.
+    """buffer = momentum * buffer + change; w + learning_rate * (change + momentum * buffer), as torch.optim.SGD's.
 
     The outer step of DiLoCo (Douillard et al. 2023, arXiv 2311.08105) and FDLoRA; without momentum plain averaging.
 
