@@ -16,10 +16,13 @@ command -v "$PYTHON" >/dev/null || PYTHON=python3
 . "$HERE/check/toolchain.sh"
 . "$HERE/check/core.sh"
 . "$HERE/check/app.sh"
+. "$HERE/check/benchmark.sh"
 fetch_tools
 compile_core
 test_core
 [ "$WHAT" = core ] && exit 0
+test_end_to_end
+compile_benchmark
 link_resources
 compile_app
 make_dex

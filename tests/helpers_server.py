@@ -30,6 +30,8 @@ from covey_server.app import RUNNER, make_app
 from covey_server.guard import DOOR, Door
 from covey_server.operation import STOPPING
 from covey_server.run import open_run
+from covey_server.upload_handlers import UPLOADS
+from covey_server.uploads import Uploads
 from covey_server.versions import next_version
 from covey_shared.bundle import Bundle
 from covey_shared.codec import codec_from_spec
@@ -118,15 +120,16 @@ def call(
 
     Who it is about signs it: the name at the end of an address of updates and evaluations, else `who`.
     """
-    if path.startswith(("/v1/updates/", "/v1/evaluations/")):
-        who = path.rpartition("/")[2]
+    parts = path.partition("?")[0].split("/")
+    if path.startswith(("/v1/updates/", "/v1/evaluations/", "/v1/uploads/")):
+        who = parts[3] if path.startswith("/v1/uploads/") else parts[-1]
         who = who if re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", who) else "tester"
     given = headers if headers is not None else (MSGPACK if body else {})
     while True:
         answer = send(url, method, path, body, {**given, **signature(url, who, method, path, body or b"")})
         if "Covey-Nonce" in answer.headers:
             NONCES[url, who] = answer.headers["Covey-Nonce"]
-        code = code_of(answer.body) if answer.status in (401, 429) else ""
+        code = code_of(answer.body) if answer.status in (401, 429) and answer.body else ""
         if code == "slow_down":
             time.sleep(Refusal.from_bytes(answer.body).retry_after_s)
         elif code == "unknown_device":
@@ -296,6 +299,7 @@ class Served:
     lines: list[str]
     door: Door
     admin: str
+    uploads: Uploads
 
     def device(self, name: str) -> Device:
         """A device of this server."""
@@ -334,7 +338,7 @@ def served(
             urls.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
         ADMIN[urls[0]] = urls[1]
         stop = asyncio.Event()
-        answering = Served(urls[0], run.bundle.start(7), aggregator, lines, app[DOOR], urls[1])
+        answering = Served(urls[0], run.bundle.start(7), aggregator, lines, app[DOOR], urls[1], app[UPLOADS])
         found.append((answering, asyncio.get_running_loop(), stop))
         watching = asyncio.create_task(aggregator.watch())
         ready.set()

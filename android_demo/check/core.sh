@@ -18,6 +18,13 @@ test_core() {
     "$BUILD/core:$jars/junit-jupiter-api.jar:$jars/junit-platform-commons.jar:$jars/opentest4j.jar:$jars/apiguardian-api.jar" \
     -jvm-target 17 -Xfriend-paths="$BUILD/core" $(find "$HERE/core/src/test" -name '*.kt' | sort)
   say "testing :core"
-  (cd "$HERE" && COVEY_PYTHON="$PYTHON" COVEY_CLASSPATH="$BUILD/core-tests:$BUILD/core:$STDLIB" \
-    junit "$BUILD/core-tests:$BUILD/core:$STDLIB" --scan-class-path --details="${COVEY_TEST_DETAILS:-summary}")
+  (cd "$HERE" && junit "$BUILD/core-tests:$BUILD/core:$STDLIB" --scan-class-path --details="${COVEY_TEST_DETAILS:-summary}") \
+    | grep -v '^$' || fail "tests of :core failed"
+}
+
+# test_end_to_end: the JVM client beside Python ones, with the real server and the real ExecuTorch runtime.
+test_end_to_end() {
+  say "the JVM client with the real server, beside Python clients (some minutes)"
+  (cd "$HERE/.." && COVEY_CLASSPATH="$BUILD/core-tests:$BUILD/core:$STDLIB" "$PYTHON" -m pytest -q -p no:cacheprovider -rs tests/android) \
+    || fail "the end-to-end test of the JVM client failed"
 }

@@ -20,6 +20,7 @@ from covey_shared.messages import LocalConfig, Scalar
 # Arguments of each server optimizer with their defaults. An optimizer takes these and no others.
 OPTIMIZERS: dict[str, dict[str, float]] = {
     "sgd": {"learning_rate": 1.0},  # 1 is plain averaging: the new adapter is the old one plus the mean change
+    "nesterov": {"learning_rate": 1.0, "momentum": 0.5},  # FDLoRA's outer step, as far as is known
     "momentum": {"learning_rate": 1.0, "momentum": 0.9},  # FedAvgM (Hsu et al. 2019) tried 0.7 to 0.99; 0.9 is usual
     # torch's defaults, which are FLASC's too: its server steps torch.optim.AdamW(lr=1e-3)
     "adamw": {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01},
@@ -40,6 +41,8 @@ STRATEGIES: dict[str, dict[str, Scalar]] = {
     "ffa-lora": {},
     "rolora": {},
     "fedex": {},
+    # H = 5, which implementations of FDLoRA use; the form that every bundle can do
+    "fdlora": {"fusion": "factorwise", "sync_every": 5},
     # a ridge of a hundredth, the lambda that LoRA-FAIR's authors found best
     "lora-fair": {"ridge": 0.01},
     # FLoRIST's default share of the squared singular values, for what is sent anew each round; a warm start keeps all
@@ -53,7 +56,7 @@ WHOLE_ROUNDS = ("rolora", "fedex", "lora-fair", "flora", "florist", "hetlora")
 WHOLE_UPDATES = ("krum",)  # strategies that compare updates, which must then have the same coordinates
 
 # Where a strategy's paper fixes what the others leave open.
-STRATEGY_SERVER: dict[str, str] = {"flasc": "adamw"}
+STRATEGY_SERVER: dict[str, str] = {"flasc": "adamw", "fdlora": "nesterov"}
 FLASC_PAPER_CLIENT: dict[str, Scalar] = {
     "optimizer": "sgd",
     "learning_rate": 1e-3,
@@ -80,6 +83,7 @@ STALENESS = ("polynomial", "constant", "none")
 # Keys of [round] that mean something in one mode only; the others hold in both.
 SYNC_KEYS = ("target", "over_selection", "minimum", "selection", "pool_s")
 ASYNC_KEYS = ("buffer", "concurrency", "max_staleness", "staleness", "staleness_power", "staleness_factor")
+FUSIONS = ("factorwise", "concatenated")
 FLASC_MODES = ("paper", "covey")
 CLIPS = ("none", "adaptive")
 SPARSE = ("topk", "segment", "flasc")  # codec stages and presets by which devices send different coordinates
@@ -342,6 +346,9 @@ def _check_strategy(strategy: Named, upload: Table) -> None:
             f"strategy {strategy.name!r} compares updates coordinate by coordinate, and [upload] codec {sparse!r} lets "
             "each device send others; use 'sign', 'levels' or 'dense', or strategy 'trimmed-mean'"
         )
+    if strategy.name == "fdlora":
+        one_of("[strategy] fusion", str(strategy.args["fusion"]), FUSIONS)
+        in_range("[strategy] sync_every", int(strategy.args["sync_every"]), 1, 1_000_000)
     if strategy.name == "flasc":
         one_of("[strategy] mode", str(strategy.args["mode"]), FLASC_MODES)
         for key in ("density_up", "density_down"):

@@ -132,14 +132,23 @@ class Agent:
         """Held-out loss of the version that is held; the server hears of it, and may decline."""
         scored = await self.report(action.version, NO_OWN, "global")
         self.save(history=_appended(self.record.history, scored))
-        if self.device.share.division.personal(self.device.share.rank) is not None:
+        if self.device.share.division.personal(self.device.share.rank) is not None or self.fuses():
             own = await self.report(action.version, vector_of(self.record.own), "personal")
             self.save(own_history=_appended(self.record.own_history, own))
         return True
 
+    def fuses(self) -> bool:
+        """Whether this device has an adapter of its own besides the shared one."""
+        return bool(self.device.task.sharing.fusion and self.record.own)
+
     async def report(self, version: int, own: Vector, kind: str) -> Scored:
         """Evaluate the version held, for all (with personal tensors at their start) or for this device, and say so."""
-        score = await self.score(*self.device.model(self.held.adapter, own, cohort=self.cohort))
+        if kind == "personal" and self.fuses():
+            adapter, trainer, found = await asyncio.to_thread(self.device.fused, self.held.adapter, own)
+            self.events.emit("fused", version=version, **found._asdict())
+        else:
+            adapter, trainer = self.device.model(self.held.adapter, own, cohort=self.cohort)
+        score = await self.score(adapter, trainer)
         message = Evaluation(client=self.record.client, layout=self.device.task.layout, version=version, kind=kind,
                              **score._asdict())  # fmt: skip
         try:
@@ -174,7 +183,7 @@ class Agent:
         manifest = self.device.bundle.manifest
         self.save(
             pending=(pending,), codecs=self.codecs(pending.codec, state),
-            own=bytes_of(self.device.share.kept(progress.adapter, action.round)),
+            own=bytes_of(self.own_after(action, part, progress)),
             trained_tokens=self.record.trained_tokens + progress.step * manifest.batch_size * max(1, manifest.seq_len),
             train_seconds=self.record.train_seconds + progress.seconds,
         )  # fmt: skip
@@ -184,6 +193,16 @@ class Agent:
             loss_before=progress.loss_before, loss_after=progress.loss_after, bytes=len(pending.body),
         )  # fmt: skip
         return True
+
+    def own_after(self, action: Train, part: PartTrainer, progress: Progress) -> Vector:
+        """What this device keeps to itself after a round: its personal tensors, or where adapters are fused a copy of
+        what it trained, taken in its first round and then as often as the task says.
+        """
+        sharing = self.device.task.sharing
+        if not sharing.fusion:
+            return self.device.share.kept(progress.adapter, action.round)
+        due = not self.record.own or (sharing.sync_every and action.round % sharing.sync_every == 0)
+        return part.full(progress.adapter) if due else vector_of(self.record.own)
 
     def codecs(self, name: str, state: bytes) -> dict[str, bytes]:
         """The states to remember with this one: as many as a task has phases, the newest."""
@@ -214,7 +233,7 @@ class Agent:
         progress, saved = self.resumed(action, before), time.monotonic()
         seed = local.batch_seed(task.seed, action.round, self.record.client)
         batch_size = self.device.bundle.manifest.batch_size
-        steps = local.train(trainer, self.device.dataset.train, batch_size, task.local, seed, progress)
+        steps = local.train(trainer, self.device.parts.train, batch_size, task.local, seed, progress)
         try:
             while (after := await asyncio.to_thread(next, steps, None)) is not None:
                 progress = after
@@ -252,7 +271,7 @@ class Agent:
         return Update(
             client=self.record.client, layout=self.device.uploaded(action.round).digest, round=action.round,
             attempt=action.attempt, version=action.version, codec=self.device.task.upload_codec, parts=parts,
-            examples=self.device.dataset.train.count, steps=progress.step, loss_before=progress.loss_before,
+            examples=self.device.parts.train.count, steps=progress.step, loss_before=progress.loss_before,
             loss_after=progress.loss_after, seconds=progress.seconds,
         )  # fmt: skip
 

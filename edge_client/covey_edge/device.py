@@ -4,7 +4,9 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
-from covey_edge.data import Dataset
+from covey_edge import fusion
+from covey_edge.data import Dataset, evaluation_batches, split
+from covey_edge.fusion import Fusion
 from covey_edge.parts import Share, share
 from covey_edge.plan import Wishes
 from covey_edge.trainers import GraphTrainer, Trainer
@@ -13,6 +15,8 @@ from covey_shared.codec import Codec, codec_from_spec, error_feedback
 from covey_shared.layout import Layout, Vector
 from covey_shared.messages import Task
 
+SEARCHED = 0.1  # of the training examples are kept back where two adapters are fused
+SEARCH_BATCHES = 4  # of an evaluation of a pair of weights
 CHECKPOINT_S = 2.0  # between two saves of a round in progress: what a kill costs at most
 
 
@@ -34,6 +38,13 @@ class Device:
     def share(self) -> Share:
         """What of the adapter this device holds, trains, sends and keeps; raises BundleError where it cannot."""
         return share(self.bundle, self.task.sharing, self.task.seed, self.rank)
+
+    @cached_property
+    def parts(self) -> Dataset:
+        """What to train on, and what to search fusion weights on: a tenth of the training examples, if it is needed."""
+        if not self.task.sharing.fusion:
+            return Dataset(self.dataset.train, self.dataset.train)
+        return split(self.dataset.train, SEARCHED, "training examples")
 
     def start(self) -> Vector:
         """Version 0, from the task's seed."""
@@ -61,6 +72,26 @@ class Device:
             return adapter, self.trainer
         assert isinstance(self.trainer, GraphTrainer)  # only a bundle's graphs take a second adapter
         return adapter, self.trainer.with_frozen(second)
+
+    def fused(self, shared: Vector, own: Vector) -> tuple[Vector, Trainer, Fusion]:
+        """The shared adapter and this device's own as one, by the weights that lose least on the searched examples."""
+        batches = list(evaluation_batches(self.parts.heldout, self.bundle.manifest.batch_size, SEARCH_BATCHES))
+
+        def mixed(w1: float, w2: float) -> tuple[Vector, Trainer]:
+            second = self.bundle.manifest.frozen
+            if self.task.sharing.fusion == "factorwise" or second is None:
+                return fusion.factorwise(shared, own, w1, w2), self.trainer
+            adapter, beside = fusion.concatenated(self.bundle.manifest.layout, second, shared, own, w1, w2)
+            assert isinstance(self.trainer, GraphTrainer)
+            return adapter, self.trainer.with_frozen(beside)
+
+        def loss(w1: float, w2: float) -> float:
+            adapter, trainer = mixed(w1, w2)
+            scores = [trainer.evaluate(adapter, batch) for batch in batches]
+            return sum(s.loss_sum for s in scores) / sum(s.tokens for s in scores)
+
+        found = fusion.search(loss)
+        return (*mixed(found.shared, found.personal), found)
 
 
 def task_name(task: Task) -> str:

@@ -26,6 +26,10 @@ SENTENCES = {
     "refused": "round {round}: the server refused: {message}",
     "late": "round {round}: the deadline passed at step {step}; asking the server again",
 }
+LONG_WAIT_S = 10.0  # after which a person is told what for
+WAITING = (
+    "waiting for other devices: `covey serve` says how many updates a round takes, [round] target in its task file"
+)
 UNITS = {"step": "step", "batch": "batch", "piece": "B"}  # the events that move a bar: done of total
 
 
@@ -71,9 +75,14 @@ def json_lines(out: TextIO) -> Sink:
 def display(stack: ExitStack, stream: TextIO, *, bars: bool) -> Sink:
     """Sentences, and on a terminal a bar of rounds above a bar of what is being done."""
     screen = stack.enter_context(closing(Bars(stream, enabled=bars)))
+    waited = 0.0
 
     def show(record: dict[str, Any]) -> None:
-        event = record["event"]
+        nonlocal waited
+        event, before = record["event"], waited
+        waited = waited + record["seconds"] if event == "wait" else 0.0
+        if before < LONG_WAIT_S <= waited:
+            tqdm.write(WAITING, file=stream)
         if event in UNITS:
             note = f"loss {record['loss']:.4f}" if "loss" in record else ""
             screen.work(record["what"], record["done"], record["total"], UNITS[event], note)

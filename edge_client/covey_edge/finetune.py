@@ -153,11 +153,15 @@ def _key(options: Options, bundle: Bundle, dataset: Dataset, start: Vector) -> s
     return hashlib.sha256(repr((*parts, options.seed, options.eval_batches)).encode()).hexdigest()
 
 
+def check_place(out: Path) -> None:
+    """Refuse a place that holds something else than such a fine-tune."""
+    if out.exists() and not (out.is_dir() and ((out / STATE).is_dir() or not any(out.iterdir()))):
+        raise UsageError(f"{out} exists and is not a folder that covey bundle train made: choose another --out")
+
+
 @contextmanager
 def held(out: Path) -> Iterator[Path]:
     """Make the folder and hold it for this process; gives the state's file."""
-    if out.exists() and not (out.is_dir() and ((out / STATE).is_dir() or not any(out.iterdir()))):
-        raise UsageError(f"{out} exists and is not a folder that covey bundle train made: choose another --out")
     (out / STATE).mkdir(parents=True, exist_ok=True)
     try:
         with locked(out / STATE / "lock"):

@@ -26,8 +26,9 @@ def run(options: Options, out: TextIO, err: TextIO) -> int:
         for line in sentence.splitlines():
             tqdm.write(printable(line), file=err)
 
+    finetune.check_place(options.out)
+    job = finetune.prepare(options, say)  # what is wrong is said before anything is made
     with closing(Bars(err, enabled=err.isatty())) as bars, finetune.held(options.out) as state:
-        job = finetune.prepare(options, say)
         saved = finetune.load(job, state, say)
         say(introduction(job))
         show = _show(bars, err)

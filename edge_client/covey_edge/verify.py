@@ -19,6 +19,7 @@ from covey_shared.manifest import Manifest
 from covey_shared.runtimes import version_of
 
 Say = Callable[[str], None]
+NAMES = {"onnx": "ONNX Runtime", "executorch": "ExecuTorch", "torch": "PyTorch"}
 STEP = 1e-3  # of the gradient's direction, relative to the adapter's norm: small enough to go downhill
 
 
@@ -63,7 +64,7 @@ def _check_runtime(bundle: Bundle, runtime: str, run: bool, provider: str, threa
         return f"not tried: {' and '.join(missing)} not installed here (pip install 'covey[edge,{runtime}]')"
     own = provider if runtime != "executorch" else ""
     graphs, device = open_graphs(bundle, runtime, threads, own, say)
-    where = f"{runtime} {version_of(runtime)}" + (f" on {device}" if device else "")
+    where = f"{NAMES[runtime]} {version_of(runtime)}" + (f" on {device}" if device else "")
     if not run:
         for role in ("train", "eval", "forward"):
             graphs.load(role)

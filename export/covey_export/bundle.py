@@ -28,6 +28,7 @@ from covey_export.rounding import quantised
 from covey_export.targets import writer
 from covey_export.tasks import TASKS, example_images, example_tokens
 from covey_export.tokens import write_tokenizer
+from covey_export.views import plain_views
 from covey_shared import __version__
 from covey_shared.bundle import MANIFEST, Bundle, file_digest
 from covey_shared.bundle_signature import sign_folder
@@ -83,7 +84,7 @@ def _fill(recipe: Recipe, folder: Path, step: Step) -> Manifest:
     graphs: dict[str, Graph] = {}
     for role in ROLES:
         step(f"trace {role}")
-        graphs[role] = clean(expand_convolutions(trace(role, adapted, task, batch, pad_id)))
+        graphs[role] = clean(expand_convolutions(plain_views(trace(role, adapted, task, batch, pad_id))))
         if recipe.recompute and role == "train":
             recompute(graphs[role])
         hold_codes(graphs[role], codes)

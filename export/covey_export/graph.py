@@ -25,6 +25,7 @@ from covey_export.adapter import Adapted
 from covey_export.blame import blamed
 from covey_export.roles import ROLES, inputs_of
 from covey_export.tasks import Task, arguments, mean_loss, statistics
+from covey_shared.errors import UsageError
 from covey_shared.layout import Layout
 from covey_shared.layout import Tensor as LayoutTensor
 
@@ -63,7 +64,16 @@ def trace(role: str, adapted: Adapted, task: Task, batch: dict[str, Tensor], pad
         else:
             program = export(module, examples).run_decompositions(core_aten_decompositions())
     graph_module, constants = _lift(program)
+    _refuse_complex(graph_module.graph, type(module.model).__name__)
     return Graph(role, graph_module, constants, tuple(x.detach() for x in examples), names, ROLES[role])
+
+
+def _refuse_complex(graph: fx.Graph, model: str) -> None:
+    """No device's runtime has complex numbers."""
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.is_complex():
+            raise UsageError(f"{model} cannot be exported: it computes with complex numbers ({node.target})")
 
 
 def closed(graph: Graph) -> nn.Module:

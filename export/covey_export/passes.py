@@ -25,7 +25,7 @@ def share_constants(graph: Graph) -> None:
     first: dict[Any, Node] = {}
     for node in _constants(graph):
         value = graph.constants[node.name]
-        digest = hashlib.sha256(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).digest()
+        digest = hashlib.sha256(value.numpy().tobytes()).digest()
         node.replace_all_uses_with(first.setdefault((digest, value.shape, value.dtype), node))
 
 

@@ -13,6 +13,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
+from covey_shared import __version__
 from covey_shared.errors import BundleError, LayoutError
 from covey_shared.layout import Layout
 
@@ -278,6 +279,12 @@ class Manifest:
             raise BundleError(f"the manifest is not JSON: {str(error)[:80]}") from None
         if not isinstance(raw, dict):
             raise BundleError("the manifest is not a JSON object")
+        unknown = set(raw) - {f.name for f in dataclasses.fields(cls)} - {"layout_digest"}
+        if unknown:
+            raise BundleError(
+                f"the manifest has the field {min(unknown)[:40]!r}, which covey {__version__} does not know: a newer "
+                "one made the bundle, so update this one"
+            )
         try:
             digest = raw.pop("layout_digest")
             raw["layout"] = Layout.from_json(raw["layout"])

@@ -67,7 +67,9 @@ class Division:
                 raise LayoutError(f"the tensor {tensor.name!r} is {' and '.join(labels)}; it can be one of these")
         if not any(self.label(t) not in (PERSONAL, FIXED) for t in tensors):
             raise LayoutError("every tensor would be personal or fixed, so nothing would be learned together")
-        if sharing.second and self.second is None:
+        if sharing.fusion and sharing.personal:
+            raise LayoutError("devices that fuse two adapters keep a whole one to themselves, so no tensors besides")
+        if (sharing.second or sharing.fusion == "concatenated") and self.second is None:
             raise LayoutError("the bundle takes no second adapter: export it with --frozen-rank")
 
     def _labelled(self) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from covey_shared.bundle import Bundle
-from tests.test_end_to_end import Run, bundle, finish, new_run, texts  # noqa: F401  (fixtures)
+from tests.test_end_to_end import Run, bundle, covey, finish, new_run, texts  # noqa: F401  (fixtures)
 
 pytest.importorskip("executorch", reason="the JVM client trains with ExecuTorch")
 CLASSPATH = os.environ.get("COVEY_CLASSPATH", "")
@@ -33,14 +33,14 @@ class Jvm:
         self.run, self.name, self.log = run, name, run.folder / f"{name}.jvm.log"
         self.process: subprocess.Popen[bytes]
 
-    def start(self) -> "Jvm":
+    def start(self, *more: str) -> "Jvm":
         run = self.run
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 ["java", "-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", CLASSPATH,
                  "covey.core.cli.MainKt", run.url, "--data", str(run.texts / self.name), "--name", self.name,
                  "--state", str(run.folder / f"{self.name}-jvm"), "--cache", str(run.folder / "jvm-cache"),
-                 "--python", sys.executable, "--trainer", str(TRAINER), "--eval-batches", "4"],
+                 "--python", sys.executable, "--trainer", str(TRAINER), "--eval-batches", "4", *more],
                 stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         return self
@@ -59,8 +59,8 @@ class Jvm:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
-    def finish(self) -> None:
-        assert self.process.wait(timeout=300) == 0, self.log.read_text()
+    def finish(self, code: int = 0) -> None:
+        assert self.process.wait(timeout=300) == code, self.log.read_text()
 
 
 def difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray], start: dict[str, np.ndarray]) -> float:
@@ -97,3 +97,33 @@ def test_jvm_client_killed_and_resumed_gives_what_a_python_client_gives(new_run:
     loaded = Bundle.open(bundle)
     start = loaded.manifest.layout.split(loaded.start(7))
     assert difference(calm.adapter(), rough.adapter(), start) < 1e-4
+    print(f"JVM and Python differ by {difference(calm.adapter(), rough.adapter(), start):.1e} of the way")
+
+
+def test_jvm_client_enrols_by_code_keeps_its_tensors_and_hears_that_it_is_revoked(new_run: Any, bundle: Path) -> None:  # noqa: F811
+    runs = {name: new_run(name, 1) for name in ("python", "jvm")}
+    for run in runs.values():
+        run.task.write_text(run.task.read_text() + '[personal]\npolicy = "fedsa"\n')
+    server = runs["python"].serve()
+    for process in (runs["python"].join("ada", "executorch"), server):
+        finish(process)
+
+    run = runs["jvm"]
+    server = run.serve()
+    folder = str(run.folder / "data")
+    code = finish(covey("enroll", "new", folder, "--name", "ada", "--plain")).strip()
+    jvm = Jvm(run, "ada").start("--code", "WRONG-CODE-0000")
+    jvm.finish(1)
+    assert "covey-jvm: " in jvm.log.read_text()
+    jvm.start("--code", code)
+    jvm.wait_for("uploaded", 3)
+    jvm.finish()
+    finish(server)
+    loaded = Bundle.open(bundle)
+    start = loaded.manifest.layout.split(loaded.start(7))
+    expected, got = runs["python"].adapter(), run.adapter()
+    shared = [k for k in expected if "lora_A" in k]
+    assert difference({k: expected[k] for k in shared}, {k: got[k] for k in shared}, start) < 1e-4
+
+    server = run.serve() if server.poll() is None else None
+    assert "ada" in finish(covey("enroll", "revoke", "ada", folder))

@@ -242,6 +242,7 @@ def test_train_refuses(
     runtime = ["--runtime", "onnx", "--threads", 1]
     assert sentence in refusal(capsys, covey("train", lm.folder, *(a.format(tmp_path) for a in args), *place, *runtime))
     assert (tmp_path / "full" / "diary").read_text() == "mine"
+    assert "1e30" in args or not (tmp_path / "out").exists()
 
 
 # --- generate and classify

@@ -56,3 +56,18 @@ def test_bars_for_a_person() -> None:
 
 def test_printable() -> None:
     assert printable("a\x00b\nc\x1b]0;title\x07é") == "a b c ]0;title é"
+
+
+def test_a_long_wait_is_explained_once() -> None:
+    stream = io.StringIO()
+    with ExitStack() as stack:
+        events = Events(display(stack, stream, bars=False))
+        for _ in range(3):
+            for _ in range(30):
+                events.emit("wait", seconds=1.0)
+            events.emit("round", round=1, rounds=2, attempt=1, version=0, deadline_s=9.0)
+            for _ in range(5):
+                events.emit("wait", seconds=1.0)
+            events.emit("round", round=1, rounds=2, attempt=1, version=0, deadline_s=9.0)
+    assert stream.getvalue().count("waiting for other devices") == 3
+    assert "[round] target" in stream.getvalue()

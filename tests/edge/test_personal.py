@@ -125,6 +125,22 @@ def test_a_killed_device_ends_with_the_same_personal_layers(tmp_path: Path) -> N
     assert ended["at once"].adapter == ended["in pieces"].adapter
 
 
+def test_fdlora(tmp_path: Path) -> None:
+    """Fused with what each device kept, the model is better than everybody's, and never worse on what was searched."""
+    bundle = bigram_bundle(tmp_path / "bundle")
+    more = '[strategy]\nname = "fdlora"\nsync_every = 2\n'
+    with serving(bundle, tmp_path / "server", rounds=4, target=3, more=more) as server:
+        ended = fleet(server.url, tmp_path, bundle)
+        history = status_of(server.url)["history"]
+    assert history[-1]["personal_loss"] < history[-1]["loss"]
+    for record, log in ended.values():
+        assert vector_of(record.own).size == LAYOUT.size
+        fused = [e for e in log if e["event"] == "fused"]
+        assert [e["version"] for e in fused] == [1, 2, 3, 4], "at version 0 there is nothing to fuse"
+        assert all(e["evaluations"] <= 40 for e in fused)
+        assert record.own_history[-1].loss < record.history[-1].loss
+
+
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
@@ -136,6 +152,9 @@ def test_a_killed_device_ends_with_the_same_personal_layers(tmp_path: Path) -> N
         ('[personal]\npolicy = "fedsa"\n[strategy]\nname = "lora-fair"\n', "needs both LoRA factors"),
         ('[strategy]\nname = "flora"\n', "--frozen-rank"),
         ('[strategy]\nname = "fedex"\n', "--frozen-rank"),
+        ('[strategy]\nname = "fdlora"\nfusion = "concatenated"\n', "--frozen-rank"),
+        ('[strategy]\nname = "fdlora"\nfusion = "glued"\n', "fusion"),
+        ('[strategy]\nname = "fdlora"\n[personal]\npolicy = "fedsa"\n', "keep a whole one"),
         ('[strategy]\nname = "florist"\n[server]\noptimizer = "adamw"\n', "says itself what the next adapter is"),
         ('[strategy]\nname = "ffa-lora"\n[upload]\ncodec = "important"\n', "importance cannot weigh this adapter"),
     ],

@@ -45,6 +45,11 @@ ROWS: list[tuple[Any, tuple[Tensor | None, ...], tuple[Any, ...], dict[str, Any]
     (aten.slice_scatter.default, (X, X[:, 1:2] * 3), (1, 1, 2), {}),
     (aten.slice_scatter.default, (X, X * 2), (0,), {}),
     (aten.slice_scatter.default, (X, X[:, :, -2:] * 3), (2, -2), {}),
+    (aten.slice_scatter.default, (X, X[:, :, ::2] * 3), (2, 0, 4, 2), {}),
+    (aten.slice_scatter.default, (X, X[:, 1::2] * 3), (-2, 1, 9, 2), {}),
+    (aten.index_select.default, (X, torch.tensor([2, 0, 2])), (1, "input"), {}),
+    (aten.linalg_vector_norm.default, (X,), (2, [-1], True), {}),
+    (aten.linalg_vector_norm.default, (X,), (1, [0, 2]), {}),
     (aten.gather.default, (M, I64), (1, "input"), {}),
     (aten.select.int, (X,), (1, -1), {}),
     (aten.scatter.value, (M[:2, :3], I64), (1, "input", 7.0), {}),
@@ -107,6 +112,8 @@ ROWS: list[tuple[Any, tuple[Tensor | None, ...], tuple[Any, ...], dict[str, Any]
 ]  # fmt: skip
 APART = {
     aten.max_pool2d_with_indices.default,
+    aten._native_batch_norm_legit_no_training.default,
+    aten.native_group_norm.default,
     aten.cat.default,
     aten.split_with_sizes.default,
     aten.full.default,
@@ -179,6 +186,25 @@ def test_cat_split_and_full() -> None:
         return graph.call_function(aten.cat.default, ([second, ones, first], -1))
 
     assert_same(*results(graph_of(build, (X,))))
+
+
+def test_batch_norm_with_the_statistics_of_the_checkpoint() -> None:
+    def build(graph: fx.Graph, nodes: list[Any]) -> Any:
+        call = graph.call_function(aten._native_batch_norm_legit_no_training.default, (*nodes, 0.1, 1e-3))
+        return graph.call_function(__import__("operator").getitem, (call, 0))
+
+    one = torch.linspace(0.5, 2, 4)
+    assert_same(*results(graph_of(build, (IMAGE, one, -one, one * 0.3, one * 2))))
+
+
+@pytest.mark.parametrize("item", [0, 1, 2])
+def test_group_norm_gives_its_statistics_too(item: int) -> None:
+    def build(graph: fx.Graph, nodes: list[Any]) -> Any:
+        call = graph.call_function(aten.native_group_norm.default, (*nodes, 2, 4, 20, 2, 1e-3))
+        return graph.call_function(__import__("operator").getitem, (call, item))
+
+    one = torch.linspace(0.5, 2, 4)
+    assert_same(*results(graph_of(build, (IMAGE, one, -one))))
 
 
 @pytest.mark.parametrize("item", [0, 1])

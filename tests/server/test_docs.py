@@ -16,6 +16,7 @@ from covey_server.run import spec_of
 from covey_shared import messages
 from covey_shared.codec import codec_from_spec
 from covey_shared.messages import Message
+from tests import render_faults
 from tests.helpers_server import LAYOUT
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -111,3 +112,8 @@ def test_what_may_change_is_what_the_code_lets_change() -> None:
         name = key.split(".")[1]
         assert (f"`{name}`" if name != "bundle" else "where the bundle lies") in SERVER
     assert task_file.HARMLESS_SECTIONS == ("round", "defence")
+
+
+def test_the_tables_of_reliability_are_those_of_the_tests() -> None:
+    text = render_faults.PAGE.read_text()
+    assert render_faults.rendered(text) == text, "python -m tests.render_faults writes them anew"

@@ -132,7 +132,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"parity": {"onnx": {"loss_error": 0}}}, "is damaged"),
     ({"layout": []}, "is damaged: a layout needs at least one tensor"),
     ({"layout_digest": DIGEST}, "layout does not have the digest that the manifest states"),
-    ({"colour": "red"}, "unexpected keyword argument 'colour'"),
+    ({"colour": "red"}, "the field 'colour', which covey 0.1.0 does not know"),
 ]
 
 

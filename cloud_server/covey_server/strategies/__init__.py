@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from covey_server.strategies.base import Strategy, Sum
+from covey_server.strategies.fdlora import fdlora
 from covey_server.strategies.fedavg import fedavg
 from covey_server.strategies.fedex import fedex
 from covey_server.strategies.ffa_lora import ffa_lora
@@ -27,6 +28,7 @@ MAKERS: dict[str, Callable[[Mapping[str, Scalar], Space], Strategy]] = {
     "trimmed-mean": lambda args, space: trimmed_mean(float(args["attackers"])),
     "median": lambda args, space: median(float(args["attackers"])),
     "krum": lambda args, space: krum(float(args["attackers"])),
+    "fdlora": lambda args, space: fdlora(str(args["fusion"]), int(args["sync_every"])),
     "ffa-lora": lambda args, space: ffa_lora(),
     "rolora": lambda args, space: rolora(),
     "flora": lambda args, space: flora(space, float(args["energy"])),

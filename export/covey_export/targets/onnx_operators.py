@@ -181,7 +181,7 @@ def _slice_scatter(b: Builder, n: Node) -> str:
     size = shape_of(base)[dim]
     start, end, _ = slice(start, end, step).indices(size)
     if step != 1:
-        raise NotImplementedError("slice_scatter with a step")
+        return _strided_scatter(b, n, dim % len(shape_of(base)), range(start, end, step))
     pieces = [b.value(part)]
     if start > 0:
         head = b.op("Slice", b.value(base), *(b.constant([x]) for x in (0, start, dim)))
@@ -189,6 +189,15 @@ def _slice_scatter(b: Builder, n: Node) -> str:
     if end < size:
         pieces.append(b.op("Slice", b.value(base), *(b.constant([x]) for x in (end, size, dim))))
     return str(b.op("Concat", *pieces, axis=dim)) if len(pieces) > 1 else pieces[0]
+
+
+def _strided_scatter(b: Builder, n: Node, dim: int, places: range) -> str:
+    """Every so many: the part spread out along the dimension, and taken where it belongs."""
+    size = shape_of(n)[dim]
+    source = [min(max(i - places.start, 0) // places.step, len(places) - 1) for i in range(size)]
+    spread = b.op("Gather", b.value(n.args[1]), b.constant(source), axis=dim)
+    mask = torch.tensor([i in places for i in range(size)]).reshape([-1] + [1] * (len(shape_of(n)) - 1 - dim))
+    return str(b.op("Where", b.constant(mask.tolist(), torch.bool), spread, b.value(n.args[0])))
 
 
 def _split(b: Builder, n: Node) -> Any:
@@ -339,6 +348,40 @@ def _convolution(b: Builder, n: Node) -> str:
     )  # fmt: skip
 
 
+def _batch_norm(b: Builder, n: Node) -> Any:
+    """With the statistics of the checkpoint; the two other results are empty, and nobody reads them."""
+    x, weight, bias, mean, variance, _, epsilon = n.args
+    count = shape_of(mean)
+    given = [b.value(v) if v is not None else b.constant([d] * count[0], torch.float32)
+             for v, d in ((weight, 1.0), (bias, 0.0))]  # fmt: skip
+    return b.op("BatchNormalization", b.value(x), *given, b.value(mean), b.value(variance), epsilon=epsilon), "", ""
+
+
+def _group_norm(b: Builder, n: Node) -> Any:
+    """By hand: the gradient needs mean and 1/deviation of each group, which ONNX's own does not give."""
+    x, weight, bias, batch, channels, _, groups, epsilon = n.args
+    rows = b.op("Reshape", b.value(x), b.constant([batch, groups, -1]))
+    last = b.constant([2])
+    mean = b.op("ReduceMean", rows, last)
+    centred = b.op("Sub", rows, mean)
+    variance = b.op("ReduceMean", b.op("Mul", centred, centred), last)
+    scale = b.op("Reciprocal", b.op("Sqrt", b.op("Add", variance, b.constant(epsilon, torch.float32))))
+    out = b.op("Reshape", b.op("Mul", centred, scale), b.constant(shape_of(x)))
+    spread = b.constant([channels] + [1] * (len(shape_of(x)) - 2))
+    for kind, value in (("Mul", weight), ("Add", bias)):
+        out = out if value is None else b.op(kind, out, b.op("Reshape", b.value(value), spread))
+    return out, *(b.op("Reshape", v, b.constant([batch, groups])) for v in (mean, scale))
+
+
+def _vector_norm(b: Builder, n: Node) -> str:
+    """The L2 norm, or the L1 norm, over some dimensions."""
+    order, dims, keep = _arg(n, 1, "ord", 2), _arg(n, 2, "dim"), bool(_arg(n, 3, "keepdim", False))
+    if order not in (1, 2):
+        raise NotImplementedError(f"norms of order {order}")
+    axes = [b.constant([dims] if isinstance(dims, int) else list(dims))] if dims is not None else []
+    return str(b.op(f"ReduceL{int(order)}", b.value(n.args[0]), *axes, keepdims=int(keep)))
+
+
 def _max_pool(b: Builder, n: Node) -> Any:
     """The maxima, and where in its plane each is: ONNX counts through the whole tensor, PyTorch through each plane."""
     stride = _arg(n, 2, "stride") or n.args[1]
@@ -354,6 +397,10 @@ def _max_pool(b: Builder, n: Node) -> Any:
 TABLE: dict[Any, Translate] = {
     aten.convolution.default: _convolution,
     aten.max_pool2d_with_indices.default: _max_pool,
+    aten._native_batch_norm_legit_no_training.default: _batch_norm,
+    aten.native_group_norm.default: _group_norm,
+    aten.linalg_vector_norm.default: _vector_norm,
+    aten.index_select.default: lambda b, n: b.op("Gather", b.value(n.args[0]), b.value(n.args[2]), axis=n.args[1]),
     DEQUANTISE: _dequantise,
     aten.mm.default: _product,
     aten.addmm.default: _addmm,

@@ -4,7 +4,9 @@ The graphs are left as PyTorch writes them: ONNX Runtime optimises when it loads
 folds the transposes of frozen weights there, which in the file would double it.
 """
 
+import contextlib
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
@@ -58,7 +60,7 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
 
 
 def _by_pytorch(graph: Graph) -> onnx.ModelProto:
-    with blamed(f"ONNX cannot hold this model's {graph.role} graph"):
+    with _lacking(graph):
         program = torch.onnx.export(
             torch.export.export(closed(graph), graph.examples),
             dynamo=True, opset_version=OPSET, optimize=True, verbose=False,
@@ -74,6 +76,20 @@ def _by_pytorch(graph: Graph) -> onnx.ModelProto:
         del value.metadata_props[:]
     del model.graph.metadata_props[:], model.metadata_props[:]
     return model
+
+
+@contextlib.contextmanager
+def _lacking(graph: Graph) -> Iterator[None]:
+    """One sentence with the operator that neither the table nor PyTorch's exporter knows."""
+    what = f"ONNX cannot hold this model's {graph.role} graph"
+    try:
+        with blamed(what):
+            yield
+    except UsageError as error:
+        found = re.search(r"op='([\w.]+)'", str(error))
+        if found is None:
+            raise
+        raise UsageError(f"{what}: it has no operator for {found[1]}; --targets can leave onnx out") from None
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:

@@ -179,6 +179,9 @@ class MainActivity : Activity() {
         text(R.id.phase).setText(PHASES.getValue(overview.phase))
         showProgress(overview)
         showSentence(overview)
+        val measured = if (overview.losses.isEmpty()) View.GONE else View.VISIBLE // nothing to show, nothing shown
+        view(R.id.curve).visibility = measured
+        view(R.id.numbers).visibility = measured
         (view(R.id.curve) as LossCurveView).losses = overview.losses
         text(R.id.loss).text = overview.losses.lastOrNull()?.let { "%.3f".format(it) } ?: getString(R.string.none_yet)
         text(R.id.loss_change).text = overview.change?.let { getString(R.string.loss_change, 100 * it) }.orEmpty()

