@@ -50,6 +50,9 @@ async def read_body(request: web.Request, limit: int) -> bytes:
 
 async def body_pieces(request: web.Request, limit: int) -> AsyncIterator[bytes]:
     """The body as it comes, at most `limit` bytes, or Refused; whether it is the one that was signed is known last."""
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
     size, digest = 0, hashlib.sha256()
     loop = asyncio.get_running_loop()
     started = loop.time()

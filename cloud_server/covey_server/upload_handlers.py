@@ -173,7 +173,5 @@ def _digest(request: web.Request) -> str:
     except binascii.Error:
         stated = ""
     if not stated or request.query.get("sha256", stated) != stated:
-        raise Refused(
-            "bad_message", "Repr-Digest must be sha-256=:BASE64: of all bytes that will come"
-        )
+        raise Refused("bad_message", "Repr-Digest must be sha-256=:BASE64: of all bytes that will come")
     return stated

@@ -21,6 +21,7 @@ from covey_shared.errors import MessageError
 
 PROTOCOL = 1
 MAX_ITEMS = 4096  # of any list or map in a message
+MAX_ALL = 131_072  # items of all its lists and maps together: what they weigh in memory, not on the wire, is bounded
 MAX_TEXT = 65_536  # bytes of any string
 NAME_BYTES = 64
 
@@ -70,7 +71,7 @@ class Message:
         )  # fmt: skip
         unpacker.feed(data)
         try:
-            message = _read(unpacker, cls, cls.__name__)
+            message = _read(Reader(unpacker), cls, cls.__name__)
         except MessageError:
             raise
         except Exception as error:  # msgpack raises its own classes, ValueError, UnicodeDecodeError and more
@@ -79,6 +80,26 @@ class Message:
         if unpacker.tell() != len(data):
             raise MessageError(f"{len(data) - unpacker.tell()} bytes left over after the {cls.__name__} message")
         return typing.cast(M, message)
+
+
+class Reader:
+    """An unpacker that opens containers only as long as the items of all of them stay within MAX_ALL."""
+
+    def __init__(self, unpacker: Any):
+        self.unpack, self._unpacker, self._left = unpacker.unpack, unpacker, MAX_ALL
+
+    def read_array_header(self) -> int:
+        """How many items follow."""
+        return self._spend(self._unpacker.read_array_header())
+
+    def read_map_header(self) -> int:
+        """How many keys with their values follow."""
+        return self._spend(self._unpacker.read_map_header())
+
+    def _spend(self, count: int) -> int:
+        self._left -= count
+        _require(self._left >= 0, f"the message has more than {MAX_ALL:,} items in all")
+        return count
 
 
 def _plain(value: Any) -> Any:
@@ -96,7 +117,7 @@ def _schema(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _read(unpacker: Any, kind: Any, where: str) -> Any:
+def _read(unpacker: Reader, kind: Any, where: str) -> Any:
     """One value of type `kind`, or MessageError that names the field."""
     if isinstance(kind, type) and issubclass(kind, Message):
         return _read_message(unpacker, kind, where)
@@ -119,7 +140,7 @@ def _read(unpacker: Any, kind: Any, where: str) -> Any:
     return _scalar(unpacker.unpack(), kind, where)
 
 
-def _read_message(unpacker: Any, cls: type, where: str) -> Any:
+def _read_message(unpacker: Reader, cls: type, where: str) -> Any:
     schema = _schema(cls)
     count = unpacker.read_map_header()
     _require(count <= len(schema), f"{where} has {count} fields, {cls.__name__} has {len(schema)}")

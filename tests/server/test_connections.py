@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from covey_server import connections
 from covey_server.app import RUNNER
 from covey_server.connections import Open, opened, too_many
-from tests.helpers_server import Served, call, served, write_task
+from tests.helpers_server import Served, call, served, signed_head, write_task
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +96,27 @@ def test_connections_do_not_wait_for_ever() -> None:
     """aiohttp's own default keeps a connection without a request for an hour."""
     assert RUNNER["keepalive_timeout"] <= 30
     assert RUNNER["lingering_time"] <= 5
+
+
+@pytest.mark.parametrize("who", ["a", ""])
+def test_who_asks_before_sending_is_answered_by_the_guard(server: Served, who: str) -> None:
+    """`Expect: 100-continue`: a stranger hears no, a device is asked for its body."""
+    body = b"\x80" * 100
+    path = f"/v1/updates/1/{who or 'nobody'}"
+    call(server.url, "GET", "/v1/task", who="a")
+    head = (
+        signed_head(server.url, "PUT", path, body)
+        if who
+        else f"PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n".encode()
+    )
+    head = head[:-2] + b"Expect: 100-continue\r\n\r\n"
+    with ExitStack() as stack:
+        connection = connect(server, stack)
+        connection.sendall(head)
+        first = connection.recv(4096)
+        if not who:
+            assert first.startswith((b"HTTP/1.1 401", b"HTTP/1.1 429"))
+            return
+        assert first == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 400")

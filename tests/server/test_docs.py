@@ -66,7 +66,7 @@ def test_every_refusal_is_described_with_its_status() -> None:
 
 
 def test_limits_are_those_of_the_code() -> None:
-    for number in (bodies.SMALL, messages.MAX_ITEMS, messages.MAX_TEXT, bodies.SLOWEST_BYTES_S):
+    for number in (bodies.SMALL, messages.MAX_ITEMS, messages.MAX_ALL, messages.MAX_TEXT, bodies.SLOWEST_BYTES_S):
         assert f"{number:,}" in PROTOCOL
     assert f"After {bodies.IDLE_S:g} seconds" in PROTOCOL
     assert f"after {bodies.SLOW_AFTER_S:g} seconds" in PROTOCOL

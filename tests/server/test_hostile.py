@@ -321,6 +321,24 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+def hostile_messages(size: int) -> Iterator[bytes]:
+    """Messages of about `size` bytes, each of which some decoder would make much more of."""
+    yield b"\x81\xa5codec\xdd" + struct.pack(">I", size) + b"\x90" * (size - 50)
+    yield b"\x81\xa5parts\xdf" + struct.pack(">I", size // 3) + b"\xa1a\xc0" * (size // 3 - 50)
+    yield b"\x81\xa5parts" + b"\x91" * (size - 50)
+    yield b"\xdf\xff\xff\xff\xff" + b"\xa1a\x01" * (size // 3 - 50)
+    yield msgpack.packb({"client": "m" * (size - 50)})
+    stage = (
+        b"\x82\xa4name\xa1a\xa4args\xde" + struct.pack(">H", 1000) + b"".join(b"\xa4%04x\x01" % i for i in range(1000))
+    )
+    yield b"\x81\xa5codec\xdd" + struct.pack(">I", size // len(stage)) + stage * (size // len(stage))
+    parts = b"".join(b"\xa4%04x\xc4\x00" % i for i in range(4096))
+    yield b"\x81\xa5parts\xde" + struct.pack(">H", 4096) + parts + b"\xa1a" * (size // 2 - len(parts))
+    yield b"\x81\xa5steps\xcf" + b"\xff" * (size - 50)
+    yield b"\x81\xa6client" + b"\xd9\x01a" * (size // 3)
+    yield bytes(size - 50)
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="there is no /proc")
 def test_memory_stays_flat_under_ten_megabyte_inputs(tmp_path: Path) -> None:
     """An honest limit of ten megabytes, hostile messages of that size: a server's memory must not follow."""
@@ -331,13 +349,8 @@ def test_memory_stays_flat_under_ten_megabyte_inputs(tmp_path: Path) -> None:
         assert size > 9_500_000
         call(url, "PUT", "/v1/updates/1/m", b"\xc1" * size, MSGPACK)  # warm: one body of this size
         before = resident_bytes(server.child.pid)
-        for body in (
-            b"\x81\xa5codec\xdd" + struct.pack(">I", size) + b"\x90" * (size - 50),
-            b"\x81\xa5parts\xdf" + struct.pack(">I", size // 3) + b"\xa1a\xc0" * (size // 3 - 50),
-            b"\x81\xa5parts" + b"\x91" * (size - 50),
-            b"\xdf\xff\xff\xff\xff" + b"\xa1a\x01" * (size // 3 - 50),
-            msgpack.packb({"client": "m" * (size - 50)}),
-        ):
+        for body in hostile_messages(size):
+            assert len(body) > 9_000_000
             assert call(url, "PUT", "/v1/updates/1/m", body, MSGPACK).status == 400
         assert resident_bytes(server.child.pid) - before < 64 * 2**20
         assert server.stop()[0] == 0
