@@ -100,6 +100,7 @@ FAMILIES: dict[str, Family] = {
     "ernie4.5": _causal("Ernie4_5", **GROUPED, head_dim=8),
     "exaone4": _causal("Exaone4", **GROUPED, head_dim=8, sliding_window=4),
     "lfm2": _causal("Lfm2", **GROUPED, layer_types=["conv"]),
+    "helium": _causal("Helium", **GROUPED, head_dim=8),
     # text classifiers
     "bert": _classifier("Bert"),
     "roberta": _classifier("Roberta", pad_token_id=1),
@@ -117,9 +118,19 @@ FAMILIES: dict[str, Family] = {
     "squeezebert": _classifier("SqueezeBert", embedding_size=32),
     "mobilebert": _classifier("MobileBert", embedding_size=16, true_hidden_size=16, intra_bottleneck_size=16),
     "roformer": _classifier("RoFormer", embedding_size=32),
+    "xlnet": Family("XLNetConfig", "XLNetForSequenceClassification", CLASSIFIER,
+                    {"d_model": 32, "n_layer": 1, "n_head": 4, "d_inner": 48, "vocab_size": VOCABULARY,
+                     "num_labels": 3, "pad_token_id": 0}),
+    "gpt2-classifier": Family("GPT2Config", "GPT2ForSequenceClassification", CLASSIFIER, {**GPT2, "num_labels": 3}),
     "llama-classifier": _classifier("Llama", **GROUPED),
     # image classifiers
     "vit": _images("ViT", **VISION),
+    "deit": _images("DeiT", **VISION),
+    "beit": _images("Beit", **VISION),
+    "swin": _images("Swin", **WINDOWS),
+    "swinv2": _images("Swinv2", **WINDOWS),
+    "convnext": _images("ConvNext", **STAGES, num_stages=2, image_size=32),
+    "convnextv2": _images("ConvNextV2", **STAGES, num_stages=2, image_size=32),
     "resnet": _images("ResNet", embedding_size=8, **STAGES, layer_type="basic")._replace(
         recipe=_sized(16, train_full=("norms",))
     ),
@@ -131,5 +142,16 @@ FAMILIES: dict[str, Family] = {
 IN_THE_WAY: dict[str, tuple[Family, str]] = {
     "longformer": (
         _classifier("Longformer", attention_window=4), r"LongformerSelfAttention \(modeling_longformer\.py:\d+\)"
+    ),
+    "mixtral": (_causal("Mixtral", **GROUPED, num_local_experts=2), "its operator transformers.grouped_mm_fallback"),
+    "fnet": (_classifier("FNet"), r"FNetForSequenceClassification .* complex numbers \(aten"),
+    "t5": (
+        Family("T5Config", "T5ForConditionalGeneration", CAUSAL,
+               {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4, "vocab_size": VOCABULARY}),
+        r"is an encoder with a decoder \(t5\)",
+    ),
+    "mamba": (
+        _other("Mamba", "MambaForCausalLM", hidden_size=32, num_hidden_layers=1, state_size=4),
+        "'out_proj' is incompatible with Mamba-based models",
     ),
 }  # fmt: skip
