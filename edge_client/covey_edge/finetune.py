@@ -264,6 +264,9 @@ def finish(job: Job, saved: Saved, show: Show) -> dict[str, Any]:
 
 
 def peak_bytes() -> int:
-    """The largest resident memory that this process ever had."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    """The largest resident memory that this process ever had; on Linux getrusage's is inherited from its parent."""
+    try:
+        return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
