@@ -8,6 +8,7 @@ import covey.core.StoppedException
 import covey.core.UsageException
 import covey.core.client.Backoff
 import covey.core.client.Bundle
+import covey.core.client.BundleTrust
 import covey.core.client.Bundles
 import covey.core.client.Calls
 import covey.core.client.Client
@@ -102,6 +103,7 @@ class Session(private val context: Context, private val store: Store, private va
             update(overview.asking(network.bundles.cost(manifest, task)).copy(task = task.name))
             return SliceEnd.Rest
         }
+        BundleTrust(folder) { update(overview.copy(sentence = it)) }.check(data, network.calls.signatures())
         val bundle = network.bundles.fetch(manifest, data) { done, total ->
             network.clock.sleep(0.0)
             if (done % REPORT_BYTES < 65_536 || done == total) update(overview.downloading(done, total))

@@ -3,6 +3,7 @@ package covey.core
 import com.sun.net.httpserver.HttpExchange
 import com.sun.net.httpserver.HttpServer
 import covey.core.client.Backoff
+import covey.core.client.BundleTrust
 import covey.core.client.Bundles
 import covey.core.client.Calls
 import covey.core.client.ClientRecord
@@ -38,6 +39,8 @@ import org.junit.jupiter.api.io.TempDir
 import java.io.File
 import java.math.BigInteger
 import java.net.InetSocketAddress
+import java.security.KeyPairGenerator
+import java.security.Signature
 import java.util.Base64
 
 /** A clock that does not wait but remembers what it was asked to. */
@@ -162,6 +165,31 @@ class ClientTest {
         assertEquals(key.publicText, SoftwareKey.of(private, public).publicText)
         assertEquals(87, key.publicText.removePrefix("p256:").length)
         repeat(20) { assertEquals(64, Signing.fixedSignature(key.sign(byteArrayOf(it.toByte()))).size) }
+    }
+
+    @Test
+    fun `a signed bundle's key is required from the first time on`() {
+        val manifest = "a manifest".toByteArray()
+        val message = "covey bundle manifest v1\u0000".toByteArray() + manifest
+        val (key, other) = SoftwareKey.generate() to SoftwareKey.generate()
+        val line = { k: SoftwareKey -> "${k.publicText} ${Base64.getEncoder().encodeToString(k.sign(message))}\n".toByteArray() }
+        val ed = KeyPairGenerator.getInstance("Ed25519").generateKeyPair()
+        val edText = "ed25519:" + Base64.getUrlEncoder().withoutPadding().encodeToString(ed.public.encoded.takeLast(32).toByteArray())
+        val edSignature = Signature.getInstance("Ed25519").run { initSign(ed.private); update(message); sign() }
+        assertEquals(true, BundleTrust.verified(edText, manifest, edSignature))
+        assertEquals(false, BundleTrust.verified(edText, "another".toByteArray(), edSignature))
+        StateFolder.open(folder).use { state ->
+            val trust = BundleTrust(state) { notices += it }
+            trust.check(manifest, ByteArray(0)) // nothing kept, nothing signed
+            assertThrows(BundleException::class.java) { trust.check("another".toByteArray(), line(key)) }
+            trust.check(manifest, line(key))
+            assertEquals(1, notices.size)
+            trust.check(manifest, line(other) + line(key))
+            for (bad in listOf(ByteArray(0), line(other))) assertThrows(BundleException::class.java) { trust.check(manifest, bad) }
+            for (bad in listOf("x", "p256:AA AA\n", "${key.publicText}\n", "${key.publicText} A\n")) {
+                assertThrows(BundleException::class.java) { trust.check(manifest, bad.toByteArray()) }
+            }
+        }
     }
 
     @Test
