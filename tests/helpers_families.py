@@ -6,6 +6,8 @@ be exported, with the sentence that says so.
 
 from typing import Any, NamedTuple
 
+from covey_shared.manifest import TARGETS
+
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
 VOCABULARY = 80  # more than the words: some families' tokenizers add tokens of their own
 SMALL = {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "pad_token_id": 0}
@@ -21,15 +23,15 @@ CAUSAL, CLASSIFIER, IMAGES = "causal-lm", "sequence-classification", "image-clas
 class Family(NamedTuple):
     """A row of the table: configuration class, model class, task, and the configuration.
 
-    `quick`: exported in the ordinary suite too, and not only in the slow one. `recipe`: what its export needs beside
-    the task. `built_in`: a network of ours in place of a folder.
+    `quick`: the runtimes for which the ordinary suite exports it; the slow one does so for all. `recipe`: what its
+    export needs beside the task. `built_in`: a network of ours in place of a folder.
     """
 
     config: str
     model: str
     task: str
     settings: dict[str, Any]
-    quick: bool = False
+    quick: tuple[str, ...] = ()
     recipe: dict[str, Any] = {}  # noqa: RUF012  never written to
     built_in: str = ""
 
@@ -65,7 +67,7 @@ FAMILIES: dict[str, Family] = {
     # causal language models
     "llama": _causal("Llama", **GROUPED),
     "llama-tied-with-biases": _causal("Llama", num_key_value_heads=1, tie_word_embeddings=True, attention_bias=True),
-    "qwen2": _causal("Qwen2", **GROUPED)._replace(quick=True),
+    "qwen2": _causal("Qwen2", **GROUPED)._replace(quick=("onnx", "torch")),
     "qwen3": _causal("Qwen3", **GROUPED, head_dim=8),
     "mistral": _causal("Mistral", **GROUPED, sliding_window=4),
     "gemma": _causal("Gemma", **GROUPED, head_dim=8),
@@ -105,7 +107,7 @@ FAMILIES: dict[str, Family] = {
     "bert": _classifier("Bert"),
     "roberta": _classifier("Roberta", pad_token_id=1),
     "xlm-roberta": _classifier("XLMRoberta", pad_token_id=1),
-    "distilbert": _classifier("DistilBert", dim=32, hidden_dim=48, n_layers=1, n_heads=4)._replace(quick=True),
+    "distilbert": _classifier("DistilBert", dim=32, hidden_dim=48, n_layers=1, n_heads=4)._replace(quick=("onnx",)),
     "camembert": _classifier("Camembert", pad_token_id=1),
     "electra": _classifier("Electra", embedding_size=16),
     "albert": _classifier("Albert", embedding_size=16),
@@ -135,7 +137,7 @@ FAMILIES: dict[str, Family] = {
         recipe=_sized(16, train_full=("norms",))
     ),
     "resnet-bottleneck": _images("ResNet", embedding_size=8, **STAGES)._replace(recipe=_sized(16)),
-    "covey-resnet8": _network("resnet8", 8)._replace(quick=True),
+    "covey-resnet8": _network("resnet8", 8)._replace(quick=TARGETS),
     "covey-resnet18": _network("resnet18", 16),
 }  # fmt: skip
 # What cannot be exported: the configuration, and what the sentence names.
