@@ -299,7 +299,7 @@ class ClientTest {
             assertNull(state.load("client", ClientRecord) {})
             state.save("client", record)
             assertArrayEquals(record.toBytes(), state.load("client", ClientRecord) {}!!.toBytes())
-            assertThrows(UsageException::class.java) { StateFolder.open(folder) }
+            assertThrows(TakenException::class.java) { StateFolder.open(folder) }
             val file = File(folder, "client")
             val whole = file.readBytes()
             file.writeBytes(whole.copyOf().also { it[50] = (it[50] + 1).toByte() })
