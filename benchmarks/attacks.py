@@ -11,6 +11,7 @@ Dirichlet(0.5) draw skews their classes. Two or four of them attack:
     a little     the honest mean minus 1.5 standard deviations, coordinate by coordinate (Baruch et al. 2019,
                  arXiv 1902.06156), sent by all attackers alike: too small to look odd
     label flip   honest training on wrong labels (y becomes 9 - y)
+    absent       nothing at all: what the model loses with these devices' own data, for comparison
 
 Trainer, local loop, codec, strategies, defences and server optimiser are the product's own; only HTTP is left out. The
 rules are told that a fifth of the devices may be hostile, whether or not it is. Writes benchmarks/results/attacks.json.
@@ -49,7 +50,7 @@ from covey_shared.messages import LocalConfig, Scalar
 from covey_shared.prng import derive
 
 CLASSES = 10
-ATTACKS = ("sign flip", "scale 100", "a little", "label flip")
+ATTACKS = ("absent", "sign flip", "scale 100", "a little", "label flip")
 SHARES = (0.1, 0.2)
 STRENGTH = 1.5  # standard deviations of "a little"; Baruch et al. use up to 1.5
 OPEN = Defence(clip="none", quantile=0.5, device_share=1.0, issuer_share=1.0)
@@ -178,12 +179,15 @@ def run(setting: Setting, rule: Rule, upload: str, attack: str, attackers: int, 
             bar.update(setting.rounds - round_ + 1)
             break
         changes = attacked(changes, attack, hostile)
-        received = []
-        for i, change in enumerate(changes):
+        received, senders = [], []
+        for i, (device, change) in enumerate(zip(setting.devices, changes, strict=True)):
+            if attack == "absent" and i in hostile:
+                continue
             parts, codecs[i] = wrapped.encode(change, codecs[i])
             received.append(uplink.decode(parts))
-        counts = [strategy.weigh(d.honest.count) for d in setting.devices]
-        names = [d.name for d in setting.devices]
+            senders.append(device)
+        counts = [strategy.weigh(d.honest.count) for d in senders]
+        names = [d.name for d in senders]
         updates = guarded(rule.defence, lambda: iter(received), counts, names, names)  # noqa: B023
         state, _ = recipe.advance(plan, state, recipe.fold_weighted(strategy, state.view, updates))
         bar.update(1)

@@ -5,6 +5,7 @@ is a failpoint of the server's, or SIGKILL at a random moment. Devices send byte
 what they were told is held against the database at the end, and every version against a run that nobody disturbed.
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -30,6 +31,7 @@ NAMES = ("a", "b", "c")
 FOREVER = 1_000_000
 ADAMW = '[server]\noptimizer = "adamw"\nlearning_rate = 0.01\n'
 SETTLED_S = 60.0
+ENOUGH = 40  # receipts that the oracle should have to count, on a machine however busy
 
 # Where a server is killed, and on which arrivals there; a log that is being checkpointed is killed a moment later.
 POINTS = {
@@ -43,7 +45,7 @@ PLACES = [f"{name}:{hit}" + ":0.0003" * (name == "checkpoint") for name, hits in
 # Forks a server for each line of its input: [failpoint, arguments of covey serve]. Answers with the process id, and
 # with the exit status once it has ended.
 ZYGOTE = """
-import json, os, sys
+import json, os, sys, traceback
 from covey_server import aggregator, database, failpoints, serve
 from covey_server.cli import configure
 import argparse
@@ -64,6 +66,8 @@ for line in sys.stdin:
             args = parser.parse_args(argv)
             names = serve.Options.__annotations__
             code = serve.serve(serve.Options(**{k: v for k, v in vars(args).items() if k in names}))
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush(), sys.stderr.flush()
             os._exit(code)
@@ -190,10 +194,13 @@ class Persistent(threading.Thread):
 
 
 def free_port() -> int:
-    """A port that nobody listens on, to be used again after each kill."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on, to be used again after each kill: below those that systems give to connections,
+    else a device that asks while the server is down may be connected to itself.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class Campaign:
@@ -252,6 +259,9 @@ class Campaign:
         """Let every device end in peace, stop the server as an operator does, and ask the oracle."""
         pid = self.serve()
         self.wait_until_ready()
+        enough = time.monotonic() + 20
+        while sum(len(d.told.receipts) for d in self.devices) < ENOUGH and time.monotonic() < enough:
+            time.sleep(0.05)
         for device in self.devices:
             device.stopping.set()
         for device in self.devices:

@@ -6,6 +6,8 @@ be exported, with the sentence that says so.
 
 from typing import Any, NamedTuple
 
+from covey_shared.manifest import TARGETS
+
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
 VOCABULARY = 80  # more than the words: some families' tokenizers add tokens of their own
 SMALL = {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "pad_token_id": 0}
@@ -21,15 +23,15 @@ CAUSAL, CLASSIFIER, IMAGES = "causal-lm", "sequence-classification", "image-clas
 class Family(NamedTuple):
     """A row of the table: configuration class, model class, task, and the configuration.
 
-    `quick`: exported in the ordinary suite too, and not only in the slow one. `recipe`: what its export needs beside
-    the task. `built_in`: a network of ours in place of a folder.
+    `quick`: the runtimes for which the ordinary suite exports it; the slow one does so for all. `recipe`: what its
+    export needs beside the task. `built_in`: a network of ours in place of a folder.
     """
 
     config: str
     model: str
     task: str
     settings: dict[str, Any]
-    quick: bool = False
+    quick: tuple[str, ...] = ()
     recipe: dict[str, Any] = {}  # noqa: RUF012  never written to
     built_in: str = ""
 
@@ -65,7 +67,7 @@ FAMILIES: dict[str, Family] = {
     # causal language models
     "llama": _causal("Llama", **GROUPED),
     "llama-tied-with-biases": _causal("Llama", num_key_value_heads=1, tie_word_embeddings=True, attention_bias=True),
-    "qwen2": _causal("Qwen2", **GROUPED)._replace(quick=True),
+    "qwen2": _causal("Qwen2", **GROUPED)._replace(quick=("onnx", "torch")),
     "qwen3": _causal("Qwen3", **GROUPED, head_dim=8),
     "mistral": _causal("Mistral", **GROUPED, sliding_window=4),
     "gemma": _causal("Gemma", **GROUPED, head_dim=8),
@@ -100,11 +102,12 @@ FAMILIES: dict[str, Family] = {
     "ernie4.5": _causal("Ernie4_5", **GROUPED, head_dim=8),
     "exaone4": _causal("Exaone4", **GROUPED, head_dim=8, sliding_window=4),
     "lfm2": _causal("Lfm2", **GROUPED, layer_types=["conv"]),
+    "helium": _causal("Helium", **GROUPED, head_dim=8),
     # text classifiers
     "bert": _classifier("Bert"),
     "roberta": _classifier("Roberta", pad_token_id=1),
     "xlm-roberta": _classifier("XLMRoberta", pad_token_id=1),
-    "distilbert": _classifier("DistilBert", dim=32, hidden_dim=48, n_layers=1, n_heads=4)._replace(quick=True),
+    "distilbert": _classifier("DistilBert", dim=32, hidden_dim=48, n_layers=1, n_heads=4)._replace(quick=("onnx",)),
     "camembert": _classifier("Camembert", pad_token_id=1),
     "electra": _classifier("Electra", embedding_size=16),
     "albert": _classifier("Albert", embedding_size=16),
@@ -117,19 +120,40 @@ FAMILIES: dict[str, Family] = {
     "squeezebert": _classifier("SqueezeBert", embedding_size=32),
     "mobilebert": _classifier("MobileBert", embedding_size=16, true_hidden_size=16, intra_bottleneck_size=16),
     "roformer": _classifier("RoFormer", embedding_size=32),
+    "xlnet": Family("XLNetConfig", "XLNetForSequenceClassification", CLASSIFIER,
+                    {"d_model": 32, "n_layer": 1, "n_head": 4, "d_inner": 48, "vocab_size": VOCABULARY,
+                     "num_labels": 3, "pad_token_id": 0}),
+    "gpt2-classifier": Family("GPT2Config", "GPT2ForSequenceClassification", CLASSIFIER, {**GPT2, "num_labels": 3}),
     "llama-classifier": _classifier("Llama", **GROUPED),
     # image classifiers
     "vit": _images("ViT", **VISION),
+    "deit": _images("DeiT", **VISION),
+    "beit": _images("Beit", **VISION),
+    "swin": _images("Swin", **WINDOWS),
+    "swinv2": _images("Swinv2", **WINDOWS),
+    "convnext": _images("ConvNext", **STAGES, num_stages=2, image_size=32),
+    "convnextv2": _images("ConvNextV2", **STAGES, num_stages=2, image_size=32),
     "resnet": _images("ResNet", embedding_size=8, **STAGES, layer_type="basic")._replace(
         recipe=_sized(16, train_full=("norms",))
     ),
     "resnet-bottleneck": _images("ResNet", embedding_size=8, **STAGES)._replace(recipe=_sized(16)),
-    "covey-resnet8": _network("resnet8", 8)._replace(quick=True),
+    "covey-resnet8": _network("resnet8", 8)._replace(quick=TARGETS),
     "covey-resnet18": _network("resnet18", 16),
 }  # fmt: skip
 # What cannot be exported: the configuration, and what the sentence names.
 IN_THE_WAY: dict[str, tuple[Family, str]] = {
     "longformer": (
         _classifier("Longformer", attention_window=4), r"LongformerSelfAttention \(modeling_longformer\.py:\d+\)"
+    ),
+    "mixtral": (_causal("Mixtral", **GROUPED, num_local_experts=2), "its operator transformers.grouped_mm_fallback"),
+    "fnet": (_classifier("FNet"), r"FNetForSequenceClassification .* complex numbers \(aten"),
+    "t5": (
+        Family("T5Config", "T5ForConditionalGeneration", CAUSAL,
+               {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4, "vocab_size": VOCABULARY}),
+        r"is an encoder with a decoder \(t5\)",
+    ),
+    "mamba": (
+        _other("Mamba", "MambaForCausalLM", hidden_size=32, num_hidden_layers=1, state_size=4),
+        "'out_proj' is incompatible with Mamba-based models",
     ),
 }  # fmt: skip

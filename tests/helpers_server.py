@@ -435,7 +435,7 @@ def replay(task: Path, data: Path) -> list[str]:
     """
     run = open_run(task_file.read(task), data, time.time())
     try:
-        state, _ = recipe.first(run.recipe, run.bundle.start(run.task.task.seed), run.task.task.seed)
+        state, _ = recipe.first(run.recipe, run.divided.begin(), run.task.task.seed)
         digests = [vector_digest(state.view)]
         for version in run.versions[1:]:
             rows = run.db.run(store.updates_of, version.version)

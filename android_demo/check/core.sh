@@ -24,6 +24,8 @@ test_core() {
 
 # test_end_to_end: the JVM client beside Python ones, with the real server and the real ExecuTorch runtime.
 test_end_to_end() {
+  "$PYTHON" -c 'import pytest, executorch, covey_edge, covey_server' 2>/dev/null \
+    || fail "$PYTHON has no Covey with its tests: run make install first, or name another interpreter with PYTHON"
   say "the JVM client with the real server, beside Python clients (some minutes)"
   (cd "$HERE/.." && COVEY_CLASSPATH="$BUILD/core-tests:$BUILD/core:$STDLIB" "$PYTHON" -m pytest -q -p no:cacheprovider -rs tests/android) \
     || fail "the end-to-end test of the JVM client failed"

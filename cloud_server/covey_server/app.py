@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from covey_server import operation, upload_handlers
+from covey_server import operation, upload_handlers, vault_handlers
 from covey_server.aggregator import Aggregator
 from covey_server.bodies import IN_FLIGHT, Budget
 from covey_server.guard import DOOR, FOR_PEOPLE, TABLE, UPLOAD_BYTES, Door, Reader, guard, hand_out_nonce, route_of
@@ -45,7 +45,7 @@ MEDIA_JSON = "application/json"
 
 # aiohttp's own defaults keep an idle connection for an hour, inflate compressed bodies and linger on refused ones.
 RUNNER: dict[str, Any] = {"keepalive_timeout": 15.0, "lingering_time": 2.0, "auto_decompress": False}
-ROUTES = (*DEVICE_ROUTES, *upload_handlers.ROUTES, *operation.HEALTH)
+ROUTES = (*DEVICE_ROUTES, *upload_handlers.ROUTES, *vault_handlers.ROUTES, *operation.HEALTH)
 SWEEP_S = 60.0  # between two looks for uploads that nobody continues
 PARTIAL = 256 * 2**20  # bytes that unfinished uploads may come to, all together
 

@@ -9,7 +9,7 @@ Pure, apart from the vectors that a fold may reuse. What this does not know: rou
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +41,7 @@ class ServerState:
     view: Vector
     optimizer: optimizers.State
     codec: Any
+    cohorts: Any = None  # who is in which cohort, where the task has any: see regroup.py
 
     def to_bytes(self) -> bytes:
         """The form that is stored with a version, so that a restart goes on bit for bit."""
@@ -97,8 +98,7 @@ def advance(recipe: Recipe, state: ServerState, change: Vector) -> tuple[ServerS
     """The next version, and the step that brings devices to it. Raises CodecError when the weights are not finite."""
     with np.errstate(over="ignore", invalid="ignore"):  # the codec refuses what is not finite
         optimizer, w = recipe.optimizer.step(state.optimizer, state.w, change)
-    moved = ServerState(version=state.version + 1, w=w, view=state.view, optimizer=optimizer, codec=state.codec)
-    return _published(recipe, moved)
+    return _published(recipe, replace(state, version=state.version + 1, w=w, optimizer=optimizer))
 
 
 def _published(recipe: Recipe, state: ServerState) -> tuple[ServerState, Step]:
@@ -108,7 +108,7 @@ def _published(recipe: Recipe, state: ServerState) -> tuple[ServerState, Step]:
     step = Step(version=state.version, codec=recipe.codec.spec, parts=parts)
     base = np.zeros_like(state.w) if absolute else state.view
     view = apply_step(base, recipe.codec, step)
-    return ServerState(version=state.version, w=state.w, view=view, optimizer=state.optimizer, codec=codec), step
+    return replace(state, view=view, codec=codec), step
 
 
 def apply_step(base: Vector, codec: Codec, step: Step) -> Vector:

@@ -20,6 +20,7 @@ from covey_server.engine import Machine
 from covey_server.failpoints import failpoint
 from covey_server.optimizers import make_optimizer
 from covey_server.recipe import Recipe, ServerState
+from covey_server.regroup import Grouping, grouping_of
 from covey_server.schema import SCHEMA
 from covey_server.segments import Segments
 from covey_server.strategies import Space, make_strategy
@@ -50,6 +51,7 @@ class Run:
     task: TaskFile
     bundle: Bundle
     divided: Divided
+    grouping: Grouping | None
     exact: Codec
     recipe: Recipe
     db: Database
@@ -71,18 +73,22 @@ class Run:
         """The codec of uploads; of several layouts, that with the longest payloads."""
         return max(self.divided.uploads.values(), key=lambda codec: codec.max_bytes)
 
-    def update(self, row: store.UpdateRow) -> Entries:
-        """An accepted update from the disk, decoded and aged, as entries of the space that strategies fold."""
+    def update(self, row: store.UpdateRow, cohort: int = 0) -> Entries:
+        """An accepted update of a cohort's device, decoded and aged, as entries of the space that strategies fold."""
+        how, weight = self.task.round, 1.0
+        entries, layout = self.decoded(row)
+        if how.mode == "async":
+            weight = recipe.staleness_weight(how.staleness, how.staleness_power, how.staleness_factor, row.staleness)
+        return recipe.aged(self.divided.lifted(entries, layout, cohort), weight)
+
+    def decoded(self, row: store.UpdateRow) -> tuple[Entries, str]:
+        """An accepted update from the disk, decoded, and the digest of its layout."""
         if row.segment is None:
             body = self.blobs.get(row.sha256)
         else:
             body = self.segments.read(row.segment, row.position, row.bytes, row.sha256)
-        message, how = Update.from_bytes(body), self.task.round
-        weight = 1.0
-        if how.mode == "async":
-            weight = recipe.staleness_weight(how.staleness, how.staleness_power, how.staleness_factor, row.staleness)
-        entries = self.divided.uploads[message.layout].decode(message.parts)
-        return recipe.aged(self.divided.lifted(entries, message.layout), weight)
+        message = Update.from_bytes(body)
+        return self.divided.uploads[message.layout].decode(message.parts), message.layout
 
     def close(self) -> None:
         """Commit what is queued, checkpoint, give the folder back."""
@@ -98,6 +104,7 @@ def open_run(task: TaskFile, folder: Path, now: float) -> Run:
     strategy = make_strategy(
         task.strategy.name, task.strategy.args, Space(manifest.layout, manifest.frozen, manifest.ranks)
     )
+    grouping = grouping_of(task.strategy.args) if task.strategy.name == "cohorts" else None
     divided = divide(bundle, task.task.seed, strategy, task.personal, spec_of(task.upload))
     how = Recipe(
         strategy,
@@ -120,7 +127,7 @@ def open_run(task: TaskFile, folder: Path, now: float) -> Run:
         state = versions[-1].state
         assert state is not None
         return Run(
-            task=task, bundle=bundle, divided=divided,
+            task=task, bundle=bundle, divided=divided, grouping=grouping,
             exact=codec_from_spec(presets.dense(), divided.published), recipe=how, db=db, blobs=blobs,
             segments=segments, server=ServerState.from_bytes(blobs.get(state)), versions=versions,
             machine=machine_of(task, db), devices=db.run(store.devices), lock=lock,

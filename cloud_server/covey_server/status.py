@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from covey_server import engine, store
+from covey_server.regroup import members
 from covey_server.store import TrafficRow
 from covey_server.traffic import UNNAMED, merged
 
@@ -44,6 +45,7 @@ async def report(aggregator: "Aggregator") -> dict[str, Any]:
             "routes": {name: _bytes(rows) for name, rows in _by(lambda row: row.route, traffic).items()},
         },
         "dense_bytes": 4 * run.layout.size,
+        "cohorts": members(aggregator.server.cohorts),
         "sharing": run.divided.division.described(),
         "history": history,
     }

@@ -41,6 +41,8 @@ STRATEGIES: dict[str, dict[str, Scalar]] = {
     "ffa-lora": {},
     "rolora": {},
     "fedex": {},
+    # lora_B is what is particular (FedSA-LoRA); a margin of a few hundredths is above the noise of a round's cosines
+    "cohorts": {"count": 2, "every": 3, "margin": 0.05, "smallest": 2, "tensors": "kind:lora_B", "pins": ""},
     # H = 5, which implementations of FDLoRA use; the form that every bundle can do
     "fdlora": {"fusion": "factorwise", "sync_every": 5},
     # a ridge of a hundredth, the lambda that LoRA-FAIR's authors found best
@@ -52,7 +54,7 @@ STRATEGIES: dict[str, dict[str, Scalar]] = {
     "rbla": {},
 }
 # Strategies that reckon with what devices end with: all updates of a version must start from the same one.
-WHOLE_ROUNDS = ("rolora", "fedex", "lora-fair", "flora", "florist", "hetlora")
+WHOLE_ROUNDS = ("rolora", "cohorts", "fedex", "lora-fair", "flora", "florist", "hetlora")
 WHOLE_UPDATES = ("krum",)  # strategies that compare updates, which must then have the same coordinates
 
 # Where a strategy's paper fixes what the others leave open.
@@ -346,6 +348,11 @@ def _check_strategy(strategy: Named, upload: Table) -> None:
             f"strategy {strategy.name!r} compares updates coordinate by coordinate, and [upload] codec {sparse!r} lets "
             "each device send others; use 'sign', 'levels' or 'dense', or strategy 'trimmed-mean'"
         )
+    if strategy.name == "cohorts":
+        in_range("[strategy] count", int(strategy.args["count"]), 1, 64)
+        in_range("[strategy] every", int(strategy.args["every"]), 1, 1_000_000)
+        in_range("[strategy] margin", float(strategy.args["margin"]), 0.0, 2.0)
+        in_range("[strategy] smallest", int(strategy.args["smallest"]), 1, 1_000_000)
     if strategy.name == "fdlora":
         one_of("[strategy] fusion", str(strategy.args["fusion"]), FUSIONS)
         in_range("[strategy] sync_every", int(strategy.args["sync_every"]), 1, 1_000_000)

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from covey_server import recipe
 from covey_server.defence import Defence, guarded
 from covey_server.recipe import ServerState
+from covey_server.regroup import Grouping, aligned, cohort_of, copied, inherited, regrouped
 from covey_server.run import Run
 from covey_server.store import UpdateRow
 from covey_shared.entries import Entries
 from covey_shared.errors import CodecError, UsageError
+from covey_shared.layout import Vector
 from covey_shared.messages import Step
 
 
@@ -21,9 +23,11 @@ def next_version(run: Run, server: ServerState, rows: Sequence[UpdateRow]) -> tu
     """The version that counts `rows`, and its step. Folds in the order of the rows, one update in memory."""
     divided = run.divided
     start = divided.whole(server.view, server.version + 1)
-    change = recipe.fold_weighted(run.recipe.strategy, start, weighed(run, rows))
+    change = divided.down(recipe.fold_weighted(run.recipe.strategy, start, weighed(run, server, rows)))
+    if run.grouping and (server.version + 1) % run.grouping.every == 0:
+        server, change = grouped(run, run.grouping, server, change, rows)
     try:
-        return recipe.advance(run.recipe, server, divided.down(change))
+        return recipe.advance(run.recipe, server, change)
     except CodecError as error:
         raise UsageError(
             f"round {server.version + 1} cannot be published, {error}; start a new run with a lower "
@@ -31,9 +35,23 @@ def next_version(run: Run, server: ServerState, rows: Sequence[UpdateRow]) -> tu
         ) from None
 
 
-def weighed(run: Run, rows: Sequence[UpdateRow]) -> Iterator[tuple[Entries, float]]:
+def grouped(
+    run: Run, grouping: Grouping, server: ServerState, change: Vector, rows: Sequence[UpdateRow]
+) -> tuple[ServerState, Vector]:
+    """The state with devices grouped by this round's updates, and cohorts that begin as copies of others."""
+    division, names = run.divided.division, [row.client for row in rows]
+    layout = division.uploaded(server.version + 1)
+    changes = [aligned(layout, run.decoded(row)[0].dense()) for row in rows]
+    after = regrouped(grouping, server.cohorts, names, changes)
+    sources = inherited(grouping, server.cohorts, after, names)
+    w, view = copied(division, server.w, sources), server.view
+    return dataclasses.replace(server, w=w, view=view, cohorts=after), copied(division, change, sources)
+
+
+def weighed(run: Run, server: ServerState, rows: Sequence[UpdateRow]) -> Iterator[tuple[Entries, float]]:
     """The updates with what each weighs, bounded as the task's [defence] says."""
     weights = [run.recipe.strategy.weigh(row.examples) for row in rows]
     devices = [row.client for row in rows]
     bounds = Defence(**dataclasses.asdict(run.task.defence))
-    return guarded(bounds, lambda: map(run.update, rows), weights, devices, devices)
+    cohorts = [cohort_of(run.grouping, server.cohorts, name) for name in devices]
+    return guarded(bounds, lambda: map(run.update, rows, cohorts), weights, devices, devices)

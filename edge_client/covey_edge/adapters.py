@@ -86,6 +86,11 @@ def layouts(manifest: Manifest) -> list[Layout]:
     return [manifest.layout, *lower]
 
 
+def rank_of(layout: Layout, manifest: Manifest) -> int:
+    """The rank as which the bundle offers a layout, whatever ranks some modules have of their own; 0 without LoRA."""
+    return manifest.rank if layout == manifest.layout else layout.rank
+
+
 def read_adapter(path: Path, bundle: Bundle) -> Adapter:
     """The adapter at `path`. Raises LayoutError when it is not of this bundle, UsageError when it is none."""
     reader = {"flat": _read_flat, "peft": _read_peft, "onnx": _read_onnx}[form_of(path)]
@@ -225,10 +230,11 @@ def _read_onnx(path: Path, bundle: Bundle) -> Adapter:
 def show_adapter(adapter: Adapter, form: str, bundle: Bundle) -> str:
     """Size, rank, digest, and for each kind of tensor how far it moved from the start."""
     layout, manifest = adapter.layout, bundle.manifest
-    start = bundle.start(manifest.seed, layout.rank)
+    rank = rank_of(layout, manifest)
+    start = bundle.start(manifest.seed, rank)
     version = f", version {adapter.version}" if adapter.version >= 0 else ""
     lines = [
-        f"{layout.size:,} numbers for {manifest.model}, rank {layout.rank}, as {form}{version}",
+        f"{layout.size:,} numbers for {manifest.model}, rank {rank}, as {form}{version}",
         f"digest {vector_digest(adapter.vector)}",
         "kind        tensors      numbers       norm   moved from the start",
     ]

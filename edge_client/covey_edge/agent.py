@@ -94,6 +94,7 @@ class Agent:
             runtime=self.device.runtime,
         )  # fmt: skip
         assignment = await calls.check_in(self.transport, message)
+        self.cohort = assignment.cohort
         if assignment.action == "train":
             self.events.emit(
                 "round", round=assignment.round, rounds=task.rounds, attempt=assignment.attempt,
@@ -172,7 +173,6 @@ class Agent:
 
     async def train(self, action: Train) -> bool:
         """All steps of a round, from where a killed process left it; then the update, encoded and saved."""
-        self.cohort = action.cohort
         whole, trainer = self.device.model(self.held.adapter, vector_of(self.record.own), action.round, action.cohort)
         part = PartTrainer(trainer, whole, self.device.share.trained(action.round))
         before = whole[part.where]

@@ -20,9 +20,11 @@ from covey_shared.messages import (
     Message,
     Receipt,
     Task,
+    Vault,
 )
 
 M = TypeVar("M", bound=Message)
+VAULT = "vault"
 ADAPTER, UPDATE, BUNDLE = "adapter", "update", "bundle"  # the counters of Traffic that people ask for
 
 
@@ -91,6 +93,23 @@ def receipt(data: bytes, transport: Transport) -> Receipt:
 async def put_evaluation(transport: Transport, message: Evaluation) -> None:
     """Report a held-out loss; repeating replaces."""
     await transport.exchange("PUT", f"/v1/evaluations/{message.version}/{message.client}", body=message.to_bytes())
+
+
+async def put_vault(transport: Transport, address: str, sealed: bytes) -> None:
+    """Keep a vault in the place of this device's last one."""
+    body = Vault(sealed=sealed).to_bytes()
+    await transport.exchange("PUT", f"/v1/vaults/{address}", body=body, kind=VAULT)
+
+
+async def get_vault(transport: Transport, address: str, limit: int) -> bytes:
+    """A vault's bytes, of at most `limit`."""
+    path = f"/v1/vaults/{address}"
+    return _read(Vault, await transport.exchange("GET", path, limit=limit + 1024, kind=VAULT), transport).sealed
+
+
+async def delete_vault(transport: Transport, address: str) -> None:
+    """Delete a vault."""
+    await transport.exchange("DELETE", f"/v1/vaults/{address}")
 
 
 def _read(kind: type[M], data: bytes, transport: Transport) -> M:

@@ -33,6 +33,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--ca", type=Path, metavar="FILE", help="PEM file of the authorities to trust, instead of the system's")
     add("--insecure-http", action="store_true",
         help="take an http:// address beyond this machine: who is on the way can read what passes")  # fmt: skip
+    add("--vault-passphrase", type=Path, metavar="FILE",
+        help="back up this device's own tensors at the server, encrypted with FILE's first line")  # fmt: skip
+    add("--vault-name", default="", metavar="NAME",
+        help="whose they are, the same on a new device (default: this device's name)")  # fmt: skip
+    add("--forget-vault", action="store_true", help="delete that backup at the server, and make no new one")
     add("--state", type=Path, metavar="DIR", help="where this device remembers (default: ~/.local/state/covey/...)")
     add("--cache", type=Path, metavar="DIR", help="where bundles are kept (default: ~/.cache/covey)")
     add("--text-field", default="text", metavar="FIELD", help="of a .jsonl record (default: text)")

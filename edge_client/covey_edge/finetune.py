@@ -96,6 +96,11 @@ class Job(NamedTuple):
     key: str
 
     @property
+    def rank(self) -> int:
+        """As which the bundle offers the layout; 0 without LoRA."""
+        return adapters.rank_of(self.layout, self.bundle.manifest)
+
+    @property
     def tokens(self) -> int:
         """Tokens of a step; images, for a bundle of images."""
         return self.bundle.manifest.batch_size * max(1, self.bundle.manifest.seq_len)
@@ -132,10 +137,10 @@ def prepare(options: Options, say: Say) -> Job:
     bundle.verify(runtime)
     dataset = source.dataset(bundle.folder)
     given = adapters.read_adapter(options.adapter, bundle) if options.adapter else None
-    rank = options.rank or (given.layout.rank if given else manifest.rank)
-    layout = manifest.layout.at_rank(rank) if rank else manifest.layout
+    rank = options.rank or (adapters.rank_of(given.layout, manifest) if given else manifest.rank)
+    layout = manifest.layout if rank == manifest.rank else manifest.layout.at_rank(rank)
     if given and given.layout != layout:
-        raise UsageError(f"{options.adapter} has rank {given.layout.rank}, not --rank {rank}")
+        raise UsageError(f"{options.adapter} has rank {adapters.rank_of(given.layout, manifest)}, not --rank {rank}")
     trainer: Trainer = open_trainer(bundle, runtime, options.threads, options.provider)
     trainer = at_rank(trainer, manifest, rank) if rank else trainer
     start = given.vector if given else bundle.start(options.seed, rank)
@@ -251,7 +256,7 @@ def finish(job: Job, saved: Saved, show: Show) -> dict[str, Any]:
     adapters.write_into(adapter, out, job.bundle)
     result = {
         "model": job.bundle.manifest.model, "bundle": job.bundle.digest, "runtime": job.runtime,
-        "rank": job.layout.rank, "numbers": job.layout.size,
+        "rank": job.rank, "numbers": job.layout.size,
         "examples": job.dataset.train.count, "heldout": job.dataset.heldout.count,
         "steps": saved.step, "seconds": saved.seconds, "tokens_per_second": job.tokens * saved.step / saved.seconds,
         "loss_before": before.loss_sum / before.tokens, "loss_after": after.loss_sum / after.tokens,
@@ -264,6 +269,9 @@ def finish(job: Job, saved: Saved, show: Show) -> dict[str, Any]:
 
 
 def peak_bytes() -> int:
-    """The largest resident memory that this process ever had."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    """The largest resident memory that this process ever had; on Linux getrusage's is inherited from its parent."""
+    try:
+        return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak

@@ -44,7 +44,7 @@ def run(options: Options, out: TextIO, err: TextIO) -> int:
 def introduction(job: Job) -> str:
     """What trains on what, and what a kill costs."""
     options, manifest = job.options, job.bundle.manifest
-    rank = f", rank {job.layout.rank}" if job.layout.rank else ""
+    rank = f", rank {job.rank}" if job.rank else ""
     return (
         f"{manifest.model} on {job.runtime}: {job.layout.size:,} numbers{rank}; {job.dataset.train.count} examples to "
         f"train on, {job.dataset.heldout.count} held out\nthe state is saved in {options.out / finetune.STATE} every "

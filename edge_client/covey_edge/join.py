@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +16,7 @@ import numpy as np
 
 from covey_edge import bundles, calls
 from covey_edge.agent import Agent
+from covey_edge.backup import Backup, read_passphrase, restore, store
 from covey_edge.data import evaluation_batches
 from covey_edge.device import Device, task_name
 from covey_edge.events import Events
@@ -57,6 +58,9 @@ class Options:
     wait_s: float = 10.0
     save_heldout: Path | None = None
     rank: int = 0
+    vault_passphrase: Path | None = None
+    vault_name: str = ""
+    forget_vault: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.holdout <= 0.5:
@@ -68,6 +72,10 @@ class Options:
                 raise UsageError(f"--{name.removesuffix('_s').replace('_', '-')} must not be negative")
         if self.name:
             check_name("--name", self.name)
+        if self.vault_name:
+            check_name("--vault-name", self.vault_name)
+        if (self.vault_name or self.forget_vault) and self.vault_passphrase is None:
+            raise UsageError("--vault-name and --forget-vault need --vault-passphrase, which the vault is found by")
 
 
 async def join(options: Options, events: Events) -> dict[str, Any]:
@@ -117,11 +125,27 @@ async def take_part(
     )  # fmt: skip
     if options.save_heldout:
         save_heldout(device, options.save_heldout)
+    vault = vault_of(options, transport, record)
+    if vault and options.forget_vault:
+        await calls.delete_vault(transport, vault.address)
+        vault = None
+    if vault:
+        record = replace(record, own=await restore(vault, device, record))
     record = await Agent(device, transport, folder, record, events).run()
+    if vault:
+        await store(vault, record)
     result = summarise(device, record, time.monotonic() - started)
     write_durably(folder.path / "result.json", (json.dumps(result, indent=1) + "\n").encode())
     events.emit("done", **result)
     return result
+
+
+def vault_of(options: Options, transport: Transport, record: Client) -> Backup | None:
+    """Where this device's own tensors are backed up, if a passphrase is given."""
+    if options.vault_passphrase is None:
+        return None
+    words = read_passphrase(options.vault_passphrase)
+    return Backup(transport, record.task, options.vault_name or record.client, words)
 
 
 def record_for(task: Task, record: Client, events: Events) -> Client:

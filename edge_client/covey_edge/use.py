@@ -40,7 +40,7 @@ class Model:
         trainer: Trainer = open_trainer(bundle, runtime, self.threads, self.provider)
         if given is None:
             return bundle, trainer, bundle.start(bundle.manifest.seed)
-        rank = given.layout.rank
+        rank = adapters.rank_of(given.layout, bundle.manifest)
         return bundle, at_rank(trainer, bundle.manifest, rank) if rank else trainer, given.vector
 
 

@@ -11,6 +11,7 @@ device; `sequence` inside tells.
 Content is padded to the next of few sizes, at most an eighth longer, so a size says little about what is in it.
 """
 
+import hashlib
 import secrets
 import struct
 from typing import NamedTuple
@@ -72,6 +73,15 @@ def open_vault(sealed: bytes, passphrase: str, task: str, client: str) -> Kept:
     if length > len(plain) - 16 or len(plain) != padded_size(16 + length) or any(plain[16 + length :]):
         raise RemoteError("the vault's content is not padded as this version of covey does")
     return Kept(plain[16 : 16 + length], sequence)
+
+
+def address(passphrase: str, task: str, client: str) -> str:
+    """64 hex digits under which the server keeps the vault: only who has the passphrase can compute them.
+
+    They say no more about the passphrase than the vault itself: a guess costs scrypt's time and memory either way.
+    """
+    salt = hashlib.sha256(b"covey vault address" + _names(task, client)).digest()[:16]
+    return _derive(passphrase, salt, *COST).hex()
 
 
 def padded_size(length: int) -> int:

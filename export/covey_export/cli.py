@@ -1,12 +1,14 @@
 """`covey export`. Nothing heavy is imported before a command runs."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from covey_shared.cli import Command
 from covey_shared.manifest import TARGETS, TASKS
 
+T = TypeVar("T")
 EPILOG = """\
 examples:
   covey export HuggingFaceTB/SmolLM2-135M --out bundle
@@ -92,21 +94,35 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in _names(text))
+    return _parsed(text, "whole numbers with commas between", lambda t: tuple(int(n) for n in _names(t)))
 
 
 def _fractions(text: str) -> tuple[float, ...]:
-    return tuple(float(n) for n in _names(text))
+    return _parsed(text, "numbers with commas between", lambda t: tuple(float(n) for n in _names(t)))
 
 
 def _ranks_of(text: str) -> tuple[tuple[str, int], ...]:
-    pairs = (part.rpartition("=") for part in _names(text))
-    return tuple((name, int(rank)) for name, _, rank in pairs)
+    def parse(given: str) -> tuple[tuple[str, int], ...]:
+        pairs = (part.rpartition("=") for part in _names(given))
+        return tuple((name, int(rank)) for name, _, rank in pairs)
+
+    return _parsed(text, "NAME=RANK with commas between, q_proj=16,mlp=4 say", parse)
 
 
 def _image(text: str) -> tuple[int, int, int]:
-    channels, height, width = map(int, text.split("x"))
-    return channels, height, width
+    def parse(given: str) -> tuple[int, int, int]:
+        channels, height, width = map(int, given.split("x"))
+        return channels, height, width
+
+    return _parsed(text, "channels x height x width, 3x32x32 say", parse)
+
+
+def _parsed(text: str, form: str, parse: Callable[[str], T]) -> T:
+    """The value, or a sentence for what argparse would call invalid."""
+    try:
+        return parse(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form {form}") from None
 
 
 def _run_export(args: argparse.Namespace) -> int:

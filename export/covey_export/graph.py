@@ -64,16 +64,18 @@ def trace(role: str, adapted: Adapted, task: Task, batch: dict[str, Tensor], pad
         else:
             program = export(module, examples).run_decompositions(core_aten_decompositions())
     graph_module, constants = _lift(program)
-    _refuse_complex(graph_module.graph, type(module.model).__name__)
+    _refuse_foreign(graph_module.graph, type(module.model).__name__)
     return Graph(role, graph_module, constants, tuple(x.detach() for x in examples), names, ROLES[role])
 
 
-def _refuse_complex(graph: fx.Graph, model: str) -> None:
-    """No device's runtime has complex numbers."""
+def _refuse_foreign(graph: fx.Graph, model: str) -> None:
+    """No device's runtime has complex numbers, or operators that are not PyTorch's own."""
     for node in graph.nodes:
-        value = node.meta.get("val")
+        value, target = node.meta.get("val"), node.target
         if isinstance(value, Tensor) and value.is_complex():
-            raise UsageError(f"{model} cannot be exported: it computes with complex numbers ({node.target})")
+            raise UsageError(f"{model} cannot be exported: it computes with complex numbers ({target})")
+        if isinstance(target, torch._ops.OpOverload) and target.namespace not in ("aten", "prims"):
+            raise UsageError(f"{model} cannot be exported: no device has its operator {target}")
 
 
 def closed(graph: Graph) -> nn.Module:

@@ -81,6 +81,9 @@ class Recipe:
                 raise UsageError(f"{what} is {rank}; it must be at least 1")
         if not 0 <= self.alpha < float("inf"):
             raise UsageError(f"--alpha is {self.alpha}; it must be a positive number")
+        high = [name for name, rank in self.rank_of if rank > self.largest_rank]
+        if len(self.ranks) > 1 and high:
+            raise UsageError(f"--rank-of {high[0]} is more than the largest of --ranks, which no device trains beyond")
         if self.frozen_rank < 0:
             raise UsageError(f"--frozen-rank is {self.frozen_rank}; it must be at least 1")
         if self.blocks and self.target_modules not in ((ALL_LINEAR,), (NO_LORA,)):

@@ -73,4 +73,5 @@ class Bundle:
             stored = np.fromfile(self.folder / self.manifest.start, "<f4").astype(np.float32)
         layout = self.manifest.layout
         full = layout.start(seed, stored)
-        return full[layout.positions(layout.at_rank(rank))] if rank else full
+        lower = rank not in (0, self.manifest.rank)
+        return full[layout.positions(layout.at_rank(rank))] if lower else full

@@ -471,6 +471,13 @@ class Evaluation(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Vault(Message):
+    """PUT and GET /v1/vaults/{address}: what a device encrypted for itself; nothing in answers that carry none."""
+
+    sealed: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal(Message):
     """The body of every 4xx and 5xx: a stable code for programs, one sentence for people.
 

@@ -56,10 +56,12 @@ def group_layout(layout: Layout) -> list[Group]:
         shapes = ", ".join(_shape(t) for t in parts)
         key = (kind, re.sub(r"(?<![^.])\d+(?![^.])", "*", _module(first)), shapes, str(first.rank or ""))
         rows.setdefault(key, []).extend(parts)
-    return [
-        Group(kind, module, len({_module(t) for t in tensors}), shapes, rank, sum(t.size for t in tensors))
-        for (kind, module, shapes, rank), tensors in rows.items()
-    ]
+    groups = []
+    for (kind, pattern, shapes, rank), tensors in rows.items():
+        modules = {_module(t) for t in tensors}
+        name = pattern if len(modules) > 1 else next(iter(modules))
+        groups.append(Group(kind, name, len(modules), shapes, rank, sum(t.size for t in tensors)))
+    return groups
 
 
 def _modules(layout: Layout) -> Iterator[list[Tensor]]:

@@ -17,21 +17,22 @@ from covey_edge import calls, uploads
 from covey_edge import transport as transport_module
 from covey_edge.transport import Backoff, Refused, Traffic, Transport, connect
 from covey_edge.uploads import Parcel, deliver
+from covey_server.uploads import Partial
 from covey_shared.bundle import Bundle
 from covey_shared.layout import Layout, Tensor
 from covey_shared.messages import Receipt
 from tests.helpers_chaos import GOOD, Link, Toxics, bad_link
 from tests.helpers_crash import free_port
-from tests.helpers_server import Device, Served, ServerProcess, key_of, served, write_task
+from tests.helpers_server import LAYOUT, Device, Served, ServerProcess, key_of, served, write_task
 
 BIG = Layout((Tensor(name="b", shape=(40, 410), kind="block", init="zeros"),))  # 65.6 kB of float32
 ROOT = Path(__file__).parent.parent.parent
 ENDLESS = 'mode = "async"\nbuffer = 100000\nmax_staleness = 1000\n'
 
 
-def endless_task(folder: Path, layout: Layout | None = None) -> Path:
+def endless_task(folder: Path, layout: Layout = LAYOUT) -> Path:
     """A task in which a device gets one assignment after the other, all of version 0."""
-    path = write_task(folder, '[upload]\ncodec = "dense"\n', **({"layout": layout} if layout else {}))
+    path = write_task(folder, '[upload]\ncodec = "dense"\n', layout=layout)
     path.write_text(path.read_text().replace("target = 2\n", ENDLESS))
     return path
 
@@ -182,7 +183,8 @@ def test_fault_client_killed_at_any_byte(large: Served, tmp_path: Path) -> None:
         "        print(receipt.status, transport.traffic.sent['update'])\n"
         "asyncio.run(main())\n"
     )
-    rng, kills, offsets = random.Random(5), 0, []
+    rng, kills = random.Random(5), 0
+    offsets: list[int] = []
 
     async def main() -> str:
         nonlocal kills
@@ -209,7 +211,7 @@ def test_fault_client_killed_at_any_byte(large: Served, tmp_path: Path) -> None:
     assert counted(large, "killed") == {parcel.round: parcel.sha256}
 
 
-def partials(server: Served) -> list[object]:
+def partials(server: Served) -> list[Partial]:
     """The unfinished uploads that the server knows."""
     return [p for p in server.uploads._all.values() if p.client == "killed"]
 

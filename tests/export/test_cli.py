@@ -1,5 +1,6 @@
 """`covey export` and `covey bundle` as one types them: what they print, and how they fail."""
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from covey_export.cli import EXPORT
 from covey_shared import cli
 from covey_shared.bundle import Bundle
 
@@ -79,6 +81,42 @@ def test_wrong_commands(
     assert sentence in error
     assert len(error.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def parsed(*args: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    EXPORT.configure(parser)
+    return parser.parse_args(["m", "--out", "b", *args])
+
+
+def test_options_of_what_trains() -> None:
+    args = parsed(
+        "--ranks", "4, 8,16", "--rank-of", "q_proj=16,mlp.up=4", "--block", "-1", "--train-full", "norms,head"
+    )
+    assert args.ranks == (4, 8, 16)
+    assert args.rank_of == (("q_proj", 16), ("mlp.up", 4))
+    assert args.block == (-1,)
+    assert args.train_full == ("norms", "head")
+    images = parsed("--image", "3x32x24", "--image-mean", "0.5,.25,0", "--labels", "cat,dog")
+    assert (images.image, images.image_mean, images.labels) == ((3, 32, 24), (0.5, 0.25, 0.0), ("cat", "dog"))
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("--ranks", "4,big"), "argument --ranks: '4,big' is not of the form whole numbers with commas between"),
+        (("--rank-of", "q_proj"), "'q_proj' is not of the form NAME=RANK with commas between, q_proj=16,mlp=4 say"),
+        (("--image", "3x32"), "'3x32' is not of the form channels x height x width, 3x32x32 say"),
+        (("--image-std", "a"), "'a' is not of the form numbers with commas between"),
+        (("--rank", "4", "--ranks", "4,8"), "not allowed with argument --rank"),
+    ],
+)
+def test_options_that_are_not_of_their_form(
+    args: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parsed(*args)
+    assert sentence in capsys.readouterr().err
 
 
 def test_existing_place_is_refused_at_once(llama: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,13 +23,16 @@ from tests.helpers_export import (
     export_model,
     export_tiny,
     recipe_of,
+    run_export,
     save_model,
 )
 from tests.helpers_families import CLASSIFIER, FAMILIES, IN_THE_WAY
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS, CLOSE = 20, 1e-3
-QUICK = [name for name, family in FAMILIES.items() if family.quick]
+RUNS = [(name, family.quick) for name, family in FAMILIES.items() if family.quick]
+SLOW_RUNS = [pytest.param(name, TARGETS, marks=pytest.mark.slow) for name in FAMILIES]
+TRACED = ("mixtral", "fnet")  # to the end, before they are refused
 
 
 def assert_proven(bundle: Bundle, *targets: str) -> None:
@@ -56,16 +59,16 @@ def assert_same_curve(bundle: Bundle, name: str, model: Path | str, **changes: A
         assert np.abs(np.subtract(seen, expected)).max() <= CLOSE, (target, seen, expected)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in FAMILIES])
-def test_trains_as_pytorch_does(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "targets"), [*RUNS, *SLOW_RUNS])
+def test_trains_as_pytorch_does(name: str, targets: tuple[str, ...], tmp_path: Path) -> None:
     family = FAMILIES[name]
     model = family.built_in or save_model(name, tmp_path / "model")
-    bundle = export_tiny(name, tmp_path, targets=TARGETS)
-    assert_proven(bundle, *TARGETS)
+    bundle = run_export(recipe_of(name, model, targets=targets), tmp_path / "bundle")
+    assert_proven(bundle, *targets)
     assert_same_curve(bundle, name, model)
 
 
-@pytest.mark.parametrize("name", IN_THE_WAY)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in TRACED else ()) for n in IN_THE_WAY])
 def test_what_cannot_be_exported_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=IN_THE_WAY[name][1]) as error:
         export_tiny(name, tmp_path)

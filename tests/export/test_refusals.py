@@ -38,6 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
         ({"task": CLASSIFIER, "labels": ("a", "b"), "num_labels": 3}, "--num-labels is 3, but --labels has 2 names"),
         ({"ranks": (4, 0)}, "--ranks is 0; it must be at least 1"),
         ({"rank_of": (("q_proj", 0),)}, "--rank-of q_proj is 0; it must be at least 1"),
+        ({"ranks": (4, 8), "rank_of": (("q", 16),)}, "--rank-of q is more than the largest of --ranks"),
         ({"frozen_rank": -1}, "--frozen-rank is -1"),
         ({"blocks": (0,), "target_modules": ("q_proj",)}, "--block trains whole blocks and no LoRA"),
         ({"blocks": (0,), "frozen_rank": 4}, "are about LoRA, of which this export has none"),

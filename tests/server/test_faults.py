@@ -21,6 +21,7 @@ from covey_shared.bundle import Bundle
 from covey_shared.layout import Layout, Tensor
 from covey_shared.messages import Receipt, Refusal
 from tests.helpers_server import (
+    LAYOUT,
     Answer,
     Device,
     ServerProcess,
@@ -38,9 +39,9 @@ DENSE = '[upload]\ncodec = "dense"\n'
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resource.prlimit is Linux's")
 
 
-def prepared(url: str, name: str, folder: Path, layout: Layout | None = None) -> tuple[Device, bytes]:
+def prepared(url: str, name: str, folder: Path, layout: Layout = LAYOUT) -> tuple[Device, bytes]:
     """A device with an update of round 1 that it has not sent yet."""
-    device = Device(url, name, **({"layout": layout} if layout else {}))
+    device = Device(url, name, layout)
     device.fetch(0, Bundle.open(folder / "bundle").start(7))
     return device, device.update(device.task(), device.check_in())
 

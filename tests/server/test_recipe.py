@@ -60,6 +60,7 @@ STRATEGY_TABLE = [
     *(make_strategy("flasc", {"mode": m}) for m in ("paper", "covey")),
     *(make_strategy(name, {"attackers": 0.2}) for name in ("trimmed-mean", "median", "krum")),
     *(make_strategy(name, {}) for name in ("ffa-lora", "rolora")),
+    make_strategy("cohorts", {"count": 2, "tensors": "*"}),
     make_strategy("fdlora", {"fusion": "factorwise", "sync_every": 5}),
 ]
 

@@ -37,7 +37,7 @@ def test_what_is_alike_is_one_row() -> None:
     rows = [tuple(group) for group in group_layout(LAYOUT)]
     assert rows == [
         ("lora", "model.layers.*.q_proj", 12, "A 2x6, B 4x2", "2", 240),
-        ("lora", "model.layers.*.q_proj", 1, "A 1x6, B 4x1", "1", 10),
+        ("lora", "model.layers.12.q_proj", 1, "A 1x6, B 4x1", "1", 10),
         ("norm", "h.*.norm2", 2, "6", "", 12),
         ("head", "head", 1, "3x6", "", 18),
     ]

@@ -46,6 +46,7 @@ from covey_shared.messages import (
     Step,
     Task,
     Update,
+    Vault,
 )
 from tests.helpers_shared import LAYOUT, float_bits, layout_of
 from tests.vectors.packed_cases import LAYOUT_ID, SIZE, Pieces, lvl1_bad, lvl1_good, spk1_bad, spk1_good
@@ -304,6 +305,7 @@ MESSAGES: dict[str, Message] = {
     "evaluation": Evaluation(
         client="phone-1", layout=DIGEST, version=2, loss_sum=1234.5, tokens=1000, correct=250, kind="personal"
     ),
+    "vault": Vault(sealed=b"CVV1\x00\xff"),
     "refusal": Refusal(code="round_closed", message="round 3 is closed; ask again", retry_after_s=5.0),
 }  # fmt: skip
 

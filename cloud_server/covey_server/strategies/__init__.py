@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from covey_server.strategies.base import Strategy, Sum
+from covey_server.strategies.cohorts import cohorts
 from covey_server.strategies.fdlora import fdlora
 from covey_server.strategies.fedavg import fedavg
 from covey_server.strategies.fedex import fedex
@@ -29,6 +30,7 @@ MAKERS: dict[str, Callable[[Mapping[str, Scalar], Space], Strategy]] = {
     "median": lambda args, space: median(float(args["attackers"])),
     "krum": lambda args, space: krum(float(args["attackers"])),
     "fdlora": lambda args, space: fdlora(str(args["fusion"]), int(args["sync_every"])),
+    "cohorts": lambda args, space: cohorts(int(args["count"]), str(args["tensors"])),
     "ffa-lora": lambda args, space: ffa_lora(),
     "rolora": lambda args, space: rolora(),
     "flora": lambda args, space: flora(space, float(args["energy"])),

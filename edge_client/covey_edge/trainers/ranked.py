@@ -52,7 +52,7 @@ def at_rank(trainer: Trainer, manifest: Manifest, rank: int) -> Trainer:
     if rank not in manifest.ranks:
         have = ", ".join(map(str, manifest.ranks)) or "none"
         raise BundleError(f"the bundle has no rank {rank}, it has {have}: export it with --ranks")
-    sub = manifest.layout.at_rank(rank)
-    if sub is manifest.layout:
+    if rank == manifest.rank:  # whatever ranks some modules have of their own
         return trainer
+    sub = manifest.layout.at_rank(rank)
     return RankedTrainer(trainer, manifest.layout, sub, manifest.layout.positions(sub))

@@ -5,9 +5,12 @@ import android.content.Context
 import covey.core.BundleException
 import covey.core.CoveyException
 import covey.core.StoppedException
+import covey.core.TakenException
+import covey.core.UnreachableException
 import covey.core.UsageException
 import covey.core.client.Backoff
 import covey.core.client.Bundle
+import covey.core.client.BundleTrust
 import covey.core.client.Bundles
 import covey.core.client.Calls
 import covey.core.client.Client
@@ -67,23 +70,32 @@ class Session(private val context: Context, private val store: Store, private va
         SliceEnd.Rest
     }
 
-    /** Delete the model, what was learnt, the text and the key. A slice that still runs is waited for. */
+    /** Delete the model, what was learnt, the text and the key, once a slice that still runs has ended. */
     fun leave() {
-        repeat(100) {
+        try {
+            stateWhenFree { false }.close()
+        } catch (_: TakenException) { // it hangs; what it still writes is of no use to anybody
+        }
+        KeystoreKey.delete()
+        store.deleteAll()
+    }
+
+    /** The state, as soon as a slice that was stopped a moment ago lets go of it. */
+    private fun stateWhenFree(stopped: () -> Boolean): StateFolder {
+        repeat(PATIENT_TRIES) {
             try {
-                store.state().close()
-                KeystoreKey.delete()
-                return store.deleteAll()
-            } catch (_: UsageException) { // held by a slice that ends after its step
-                Thread.sleep(100)
+                return store.state()
+            } catch (_: TakenException) {
+                if (stopped()) throw StoppedException(0.0)
+                Thread.sleep(200)
             }
         }
-        store.deleteAll()
+        return store.state()
     }
 
     /** One slice of training, until it is stopped or its time is over. */
     fun slice(stopped: () -> Boolean): SliceEnd = guarded {
-        store.state().use { folder ->
+        stateWhenFree(stopped).use { folder ->
             val remembered = folder.load(Client.CLIENT, ClientRecord) { update(overview.copy(sentence = it)) } ?: ClientRecord(newName())
             val network = open(remembered, SliceClock(SLICE_S, LONGEST_WAIT_S, stopped))
             try {
@@ -102,6 +114,7 @@ class Session(private val context: Context, private val store: Store, private va
             update(overview.asking(network.bundles.cost(manifest, task)).copy(task = task.name))
             return SliceEnd.Rest
         }
+        BundleTrust(folder) { update(overview.copy(sentence = it)) }.check(data, network.calls.signatures())
         val bundle = network.bundles.fetch(manifest, data) { done, total ->
             network.clock.sleep(0.0)
             if (done % REPORT_BYTES < 65_536 || done == total) update(overview.downloading(done, total))
@@ -152,6 +165,9 @@ class Session(private val context: Context, private val store: Store, private va
     } catch (stop: StoppedException) {
         update(overview.copy(phase = if (store.paused) Phase.PAUSED else if (stop.laterS > 0) Phase.WAITING else Phase.SCHEDULED))
         SliceEnd.Later(stop.laterS)
+    } catch (error: UnreachableException) { // no network is no reason to give up
+        update(overview.failed(error.sentence))
+        SliceEnd.Later(UNREACHABLE_S)
     } catch (error: CoveyException) {
         update(overview.failed(error.sentence))
         SliceEnd.Rest
@@ -163,6 +179,7 @@ class Session(private val context: Context, private val store: Store, private va
     private fun emit(event: ClientEvent) = update(overview.after(event))
 
     private fun update(next: Overview) {
+        if (store.server.isEmpty()) return // the person has left in the meantime
         overview = next
         store.keep(next)
         show(next)
@@ -185,6 +202,8 @@ class Session(private val context: Context, private val store: Store, private va
         private const val SLICE_S = 480.0 // a job may run about ten minutes
         private const val LONGEST_WAIT_S = 15.0 // longer waits are the job scheduler's
         private const val PATIENCE_S = 20.0
+        private const val UNREACHABLE_S = 300.0
+        private const val PATIENT_TRIES = 150 // of 0.2 s: a step may take long
         private const val HOLDOUT = 0.2
         private const val EVAL_BATCHES = 16
         private const val REPORT_BYTES = 1L shl 20

@@ -15,6 +15,9 @@ class UsageException(message: String) : CoveyException(message)
 /** A bundle that is damaged, too new, too large, or for something else. */
 class BundleException(message: String) : CoveyException(message)
 
+/** Another process, or another slice that is about to end, holds the state folder. */
+class TakenException(message: String) : CoveyException(message)
+
 /** Two sides disagree on what is trained. */
 class LayoutException(message: String) : CoveyException(message)
 

@@ -3,6 +3,7 @@ package covey.core
 import com.sun.net.httpserver.HttpExchange
 import com.sun.net.httpserver.HttpServer
 import covey.core.client.Backoff
+import covey.core.client.BundleTrust
 import covey.core.client.Bundles
 import covey.core.client.Calls
 import covey.core.client.ClientRecord
@@ -38,6 +39,8 @@ import org.junit.jupiter.api.io.TempDir
 import java.io.File
 import java.math.BigInteger
 import java.net.InetSocketAddress
+import java.security.KeyPairGenerator
+import java.security.Signature
 import java.util.Base64
 
 /** A clock that does not wait but remembers what it was asked to. */
@@ -165,6 +168,31 @@ class ClientTest {
     }
 
     @Test
+    fun `a signed bundle's key is required from the first time on`() {
+        val manifest = "a manifest".toByteArray()
+        val message = "covey bundle manifest v1\u0000".toByteArray() + manifest
+        val (key, other) = SoftwareKey.generate() to SoftwareKey.generate()
+        val line = { k: SoftwareKey -> "${k.publicText} ${Base64.getEncoder().encodeToString(k.sign(message))}\n".toByteArray() }
+        val ed = KeyPairGenerator.getInstance("Ed25519").generateKeyPair()
+        val edText = "ed25519:" + Base64.getUrlEncoder().withoutPadding().encodeToString(ed.public.encoded.takeLast(32).toByteArray())
+        val edSignature = Signature.getInstance("Ed25519").run { initSign(ed.private); update(message); sign() }
+        assertEquals(true, BundleTrust.verified(edText, manifest, edSignature))
+        assertEquals(false, BundleTrust.verified(edText, "another".toByteArray(), edSignature))
+        StateFolder.open(folder).use { state ->
+            val trust = BundleTrust(state) { notices += it }
+            trust.check(manifest, ByteArray(0)) // nothing kept, nothing signed
+            assertThrows(BundleException::class.java) { trust.check("another".toByteArray(), line(key)) }
+            trust.check(manifest, line(key))
+            assertEquals(1, notices.size)
+            trust.check(manifest, line(other) + line(key))
+            for (bad in listOf(ByteArray(0), line(other))) assertThrows(BundleException::class.java) { trust.check(manifest, bad) }
+            for (bad in listOf("x", "p256:AA AA\n", "${key.publicText}\n", "${key.publicText} A\n")) {
+                assertThrows(BundleException::class.java) { trust.check(manifest, bad.toByteArray()) }
+            }
+        }
+    }
+
+    @Test
     fun `a nonce is used once, the oldest first, and a stale one is followed by another at once`() {
         val http = SignedHttp(http(), Signing(SoftwareKey.generate()), url)
         val network = Retrying(http, url, clock, Traffic()) { notices += it }
@@ -271,7 +299,7 @@ class ClientTest {
             assertNull(state.load("client", ClientRecord) {})
             state.save("client", record)
             assertArrayEquals(record.toBytes(), state.load("client", ClientRecord) {}!!.toBytes())
-            assertThrows(UsageException::class.java) { StateFolder.open(folder) }
+            assertThrows(TakenException::class.java) { StateFolder.open(folder) }
             val file = File(folder, "client")
             val whole = file.readBytes()
             file.writeBytes(whole.copyOf().also { it[50] = (it[50] + 1).toByte() })

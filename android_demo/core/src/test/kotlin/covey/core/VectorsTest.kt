@@ -23,6 +23,7 @@ import covey.core.wire.Refusal
 import covey.core.wire.StageSpec
 import covey.core.wire.Task
 import covey.core.wire.Update
+import covey.core.wire.Vault
 import org.junit.jupiter.api.Assertions.assertEquals
 import org.junit.jupiter.api.Assertions.assertThrows
 import org.junit.jupiter.api.Assertions.assertTrue
@@ -177,7 +178,7 @@ class VectorsTest {
     companion object {
         /** Every message that this client knows, by its name in the protocol. */
         val FORMS: Map<String, Form<*>> = listOf(
-            Task, CheckIn, Assignment, Adapter, Update, Receipt, Evaluation, Refusal, Hello, Enroll, Enrolled,
+            Task, CheckIn, Assignment, Adapter, Update, Receipt, Evaluation, Refusal, Hello, Enroll, Enrolled, Vault,
         ).associateBy { it.name }
     }
 }

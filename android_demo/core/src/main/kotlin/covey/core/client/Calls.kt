@@ -44,6 +44,14 @@ class Calls(val network: Retrying, val url: String) {
     fun manifest(): ByteArray =
         network.exchange(Request("GET", "/v1/bundle", limit = Manifest.MAX_BYTES.toLong(), kind = BUNDLE))
 
+    /** The bundle's signature file, empty where it has none; not checked here. */
+    fun signatures(): ByteArray = try {
+        network.exchange(Request("GET", "/v1/bundle/signature", limit = BundleTrust.MAX_BYTES))
+    } catch (error: RefusedException) {
+        if (error.status != 404) throw error
+        ByteArray(0)
+    }
+
     /** Offer this device. */
     fun checkIn(message: CheckIn): Assignment =
         read(Assignment, network.exchange(Request("POST", "/v1/checkin", message.toBytes())))

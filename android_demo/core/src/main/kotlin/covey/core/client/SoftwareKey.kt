@@ -44,21 +44,3 @@ fun publicKeyText(key: ECPublicKey): String {
     }
     return "p256:" + base64Url(byteArrayOf(4) + coordinate(key.w.affineX) + coordinate(key.w.affineY))
 }
-
-/** Base64 of RFC 4648, padded; written out, since check.sh compiles against older classes. */
-internal fun base64(bytes: ByteArray): String = coded(bytes, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
-    .let { it + "=".repeat((4 - it.length % 4) % 4) }
-
-/** The form for addresses, without padding. */
-internal fun base64Url(bytes: ByteArray): String = coded(bytes, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
-
-private fun coded(bytes: ByteArray, letters: String): String {
-    val out = StringBuilder()
-    for (at in bytes.indices step 3) {
-        val count = minOf(3, bytes.size - at)
-        var group = 0
-        for (i in 0..2) group = (group shl 8) or if (i < count) bytes[at + i].toInt() and 0xff else 0
-        for (i in 0..count) out.append(letters[(group shr (18 - 6 * i)) and 63])
-    }
-    return out.toString()
-}

@@ -1,6 +1,7 @@
 package covey.core.client
 
 import covey.core.MessageException
+import covey.core.TakenException
 import covey.core.UsageException
 import covey.core.wire.Form
 import covey.core.wire.Message
@@ -89,7 +90,7 @@ class StateFolder private constructor(val folder: File, private val lock: Random
             }
             if (taken) {
                 lock.close()
-                throw UsageException("another client uses $folder: one at a time")
+                throw TakenException("another client uses $folder: one at a time")
             }
             return StateFolder(folder, lock, syncFolder)
         }

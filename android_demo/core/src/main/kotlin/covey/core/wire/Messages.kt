@@ -391,6 +391,16 @@ data class Evaluation(
     }
 }
 
+/** PUT and GET /v1/vaults/{address}: what a device encrypted for itself. This client keeps none; the bytes are known. */
+class Vault(val sealed: ByteArray) : Message {
+    override val form get() = Vault
+    override fun fields() = listOf(sealed)
+
+    companion object : Form<Vault>("Vault", "sealed" to Kind.Bytes) {
+        override fun make(v: Values) = Vault(v["sealed"])
+    }
+}
+
 /** The body of every 4xx and 5xx: a stable code for programs, one sentence for people. */
 data class Refusal(val code: String, val message: String, val retryAfterS: Double) : Message {
     override val form get() = Refusal

@@ -3,6 +3,7 @@ package covey.core.cli
 import covey.core.CoveyException
 import covey.core.StoppedException
 import covey.core.UsageException
+import covey.core.client.BundleTrust
 import covey.core.client.Bundles
 import covey.core.client.Calls
 import covey.core.client.Client
@@ -59,6 +60,7 @@ private fun join(url: String, options: Map<String, String>) {
         val record = if (remembered.task == name && remembered.client == client) remembered else ClientRecord(client, name)
         val bundles = Bundles(calls, http, File(option("cache")), RUNTIME)
         val (manifest, data) = bundles.manifest(task)
+        BundleTrust(folder) { say(ClientEvent.Notice(it)) }.check(data, calls.signatures())
         val bundle = bundles.fetch(manifest, data) { _, _ -> }
         val spec = manifest.tokenizer ?: throw UsageException("the task is not about text")
         val tokens = texts(File(option("data"))).map(coderOf(spec)::document).reduce { all, more -> all + more }
