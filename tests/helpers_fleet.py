@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,11 +66,16 @@ async def take_part(
             return Ended(await Agent(device, transport, state, record, Events(log.append)).run(), log)
 
 
-def fleet(url: str, folder: Path, bundle: Bundle, ranks: Mapping[str, int] | None = None) -> dict[str, Ended]:
+def fleet(
+    url: str, folder: Path, bundle: Bundle, ranks: Mapping[str, int] | None = None,
+    trainer: Callable[[], Trainer] = BigramTrainer,
+) -> dict[str, Ended]:  # fmt: skip
     """All devices at once."""
 
     async def everyone() -> list[Ended]:
-        every = (take_part(url, name, folder, bundle, rank=(ranks or {}).get(name, 0)) for name in TEXTS)
-        return await asyncio.gather(*every)
+        every = ((name, (ranks or {}).get(name, 0)) for name in TEXTS)
+        return await asyncio.gather(
+            *(take_part(url, name, folder, bundle, rank=rank, trainer=trainer()) for name, rank in every)
+        )
 
     return dict(zip(TEXTS, asyncio.run(everyone()), strict=True))

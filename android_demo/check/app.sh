@@ -12,7 +12,8 @@ manifest() {
 
 # link_resources: compile and link the main and the debug resources; every reference and attribute is checked.
 link_resources() {
-  say "linking the resources of :app"
+  say "looking at the resources of :app, and linking them"
+  "$PYTHON" "$HERE/check/lint.py" || fail "the resources have faults"
   rm -rf "$BUILD/app" && mkdir -p "$BUILD/app/java"
   manifest
   native aapt2 compile --dir "$APP/main/res" -o "$BUILD/app/main.zip"

@@ -138,7 +138,7 @@ def _channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
 def read_folder(path: Path, image: Image, labels: tuple[str, ...]) -> Pictures:
     """PNG and JPEG files below `path/CLASS/`, scaled to the bundle's size; others are left out with the reason."""
     if find_spec("PIL") is None:
-        raise UsageError(f"{path} is a folder, whose images need Pillow: pip install pillow, or give one .npz file")
+        raise UsageError(f"{path} is a folder, whose images need Pillow: pip install 'covey[images]', or give one .npz")
     found: list[tuple[NDArray[np.uint8], int]] = []
     skipped: list[tuple[str, str]] = []
     room = MAX_BYTES // math.prod(image.shape)

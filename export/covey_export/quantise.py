@@ -169,7 +169,7 @@ def _lower_uses(weight: Node, codes: Node, scales: Node, quantised: Codes) -> No
         elif is_rows(user):
             if not quantised.transposed and len(quantised.shape) == 2:
                 parts = [before(user, aten.slice.Tensor, (x, *user.args[1:])) for x in (codes, scales)]
-                _put(user, _maker(*parts, quantised))
+                _put(user, _maker(parts[0], parts[1], quantised))
         else:
             _put_into(user, weight, _maker(codes, scales, quantised))
 

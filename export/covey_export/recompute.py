@@ -6,7 +6,6 @@ again when the gradient has come that far. The copies start from `kept + 0`, whe
 no runtime can compute them earlier, or find that it has done so before.
 """
 
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from covey_export.graph import Graph
 from covey_export.passes import Node, before
 
 aten = torch.ops.aten
+SMALL = 64  # times smaller than the largest tensor
 WORTH = 3  # a piece is computed again if that frees so many times what is kept for it
 
 
@@ -35,12 +35,11 @@ def recompute(graph: Graph) -> int:
     ordered = _forward([n for n in nodes if n in batch], _ancestors(nodes[-1].args[0][0]))
     forward, large = set(ordered), _large(ordered)
     pieces = _pieces(_cuts(ordered, large), ordered, forward, large)
-    for piece in pieces:
-        _again(piece, forward, place)
+    done = sum(_again(piece, forward, place) for piece in pieces)
     graph.module.graph.eliminate_dead_code()
     graph.module.graph.lint()
     graph.module.recompile()
-    return len(pieces)
+    return done
 
 
 def _ancestors(node: Node) -> set[Node]:
@@ -70,9 +69,18 @@ def _of_batch(graph: Graph, nodes: list[Node]) -> set[Node]:
 
 
 def _large(forward: list[Node]) -> set[Node]:
-    sizes = {n: _bytes(n) for n in forward if n.op == "call_function" and _bytes(n)}
-    least = median(sizes.values()) / 4 if sizes else 0
-    return {n for n, size in sizes.items() if size >= least}
+    """What is worth a thought: not LoRA's narrow products, nor what all layers use, such as a mask."""
+    place = {n: i for i, n in enumerate(forward)}
+    least = max((_bytes(n) for n in forward), default=0) / SMALL
+    return {
+        n for n in forward
+        if n.op == "call_function" and _bytes(n) > least and _last(n, place) - place[n] < len(forward) / 2
+    }  # fmt: skip
+
+
+def _last(node: Node, place: dict[Node, int]) -> int:
+    """Where the forward pass uses a node for the last time, -1 for nowhere."""
+    return max((place[u] for u in node.users if u in place), default=-1)
 
 
 def _bytes(node: Node) -> int:
@@ -84,8 +92,8 @@ def _bytes(node: Node) -> int:
 
 def _cuts(forward: list[Node], large: set[Node]) -> list[Node]:
     """The tensors that at some point are all that the rest of the forward pass needs of what is large."""
-    known, place = set(forward), {n: i for i, n in enumerate(forward)}
-    last = {n: max((place[u] for u in n.users if u in known), default=-1) for n in large}
+    place = {n: i for i, n in enumerate(forward)}
+    last = {n: _last(n, place) for n in large}
     cuts: list[Node] = []
     live: set[Node] = set()
     for i, node in enumerate(forward):
@@ -111,13 +119,16 @@ def _pieces(cuts: list[Node], forward: list[Node], known: set[Node], large: set[
     return pieces[:-1]
 
 
-def _again(piece: Piece, forward: set[Node], place: dict[Node, int]) -> None:
-    """Copy what is needed before its first use in the backward pass, and let the backward pass use the copies."""
+def _again(piece: Piece, forward: set[Node], place: dict[Node, int]) -> bool:
+    """Copy what is needed before its first use in the backward pass, and let the backward pass use the copies.
+
+    Not so where no gradient has arrived by then.
+    """
     users = [u for n in piece.needed for u in n.users if u not in forward and u in place]
     first = min(users, key=place.__getitem__)
-    gradient = next((s for s in first.all_input_nodes if s not in forward and _bytes(s)), None)
+    gradient = _arriving(users, first, forward, place)
     if gradient is None:
-        return
+        return False
     copies: dict[Node, Node] = {piece.start: _delayed(first, piece.start, gradient)}
     wanted = sorted(_within(piece), key=place.__getitem__)
     for node in wanted:
@@ -127,6 +138,15 @@ def _again(piece: Piece, forward: set[Node], place: dict[Node, int]) -> None:
     for node in piece.needed:
         for user in [u for u in node.users if u not in forward and u in place]:
             user.replace_input_with(node, copies[node])
+    return True
+
+
+def _arriving(users: list[Node], first: Node, forward: set[Node], place: dict[Node, int]) -> Node | None:
+    """The latest of what the backward pass has computed for these users when the first of them has its turn."""
+    sources = set().union(*map(_ancestors, users)) - forward
+    early = [s for s in sources if s.op == "call_function" and place.get(s, len(place)) < place[first] and _bytes(s)]
+    start = max(place[n] for n in forward)
+    return max((s for s in early if place[s] > start), key=place.__getitem__, default=None)
 
 
 def _within(piece: Piece) -> set[Node]:

@@ -35,6 +35,8 @@ if "executorch" in targets:
     from executorch.exir.backend.partitioner import Partitioner, PartitionResult
 
     class Portable(Partitioner):
+        target_partitioner_configs = {}
+
         def __init__(self, **options):
             super().__init__()
 

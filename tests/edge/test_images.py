@@ -217,7 +217,7 @@ def test_odd_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="holds no images in folders by class: it is empty"):
         read_images(folder / "empty", RGB, LABELS)
     monkeypatch.setattr(images, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"need Pillow: pip install pillow, or give one \.npz file"):
+    with pytest.raises(UsageError, match=r"need Pillow: pip install 'covey\[images\]', or give one \.npz"):
         read_images(folder, RGB, LABELS)
 
 

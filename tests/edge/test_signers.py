@@ -17,7 +17,7 @@ from covey_shared.errors import BundleError
 from covey_shared.keyfile import write_key
 from covey_shared.keys import PrivateKey, generate
 from tests.helpers_edge_serving import serving
-from tests.helpers_server import Served, served, write_task
+from tests.helpers_server import Served, key_of, served, write_task
 
 MINE, THEIRS = generate(), generate()
 
@@ -31,7 +31,8 @@ def check(server: Served, state: Path, *wanted: str) -> list[str]:
         said.append(record.get("message", ""))
 
     async def run() -> None:
-        async with connect(server.url, "me", Traffic()) as transport:
+        async with connect(server.url, key_of("me"), Traffic()) as transport:
+            await calls.enroll(transport, "me", "")
             _, data = await bundles.fetch_manifest(transport, await calls.get_task(transport))
             await check_signer(transport, data, wanted, state, Events(listen))
 

@@ -10,8 +10,17 @@ import torch
 from torch import Tensor
 
 from covey_export.passes import calls
-from covey_export.quantise import DEQUANTISE, Codes, dequantise, digest, hold_codes, multiply_out, quantise
-from covey_export.quantise import quantise_base, scale_activations
+from covey_export.quantise import (
+    DEQUANTISE,
+    Codes,
+    dequantise,
+    digest,
+    hold_codes,
+    multiply_out,
+    quantise,
+    quantise_base,
+    scale_activations,
+)
 from covey_shared.bundle import Bundle
 from covey_shared.errors import UsageError
 from tests.export.test_passes import X, traced
@@ -157,10 +166,10 @@ def test_a_sample_is_measured_on(tmp_path: Path) -> None:
     assert bundle.manifest.quantisation is not None
     assert bundle.manifest.quantisation.measured_on == "sample"
     assert bundle.manifest.quantisation.tokens == 2 * 7 * 16
+    (tmp_path / "short.txt").write_text("a b")
     with pytest.raises(UsageError, match="too few for one batch of 16"):
-        (tmp_path / "short.txt").write_text("a b")
         export_model(tmp_path / "model", tmp_path / "b", base="int8", sample=str(tmp_path / "short.txt"))
-    with pytest.raises(UsageError, match="none.txt cannot be read: No such file"):
+    with pytest.raises(UsageError, match=r"none\.txt cannot be read: No such file"):
         export_model(tmp_path / "model", tmp_path / "b", base="int8", sample=str(tmp_path / "none.txt"))
 
 

@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     options = Options(
-        model=args.model, out=args.out, strategy=args.strategy, mode=args.mode, compare_dense=args.compare_dense, clients=args.clients,
+        model=args.model, out=args.out, strategy=args.strategy, mode=args.mode,
+        compare_dense=args.compare_dense, clients=args.clients,
         rounds=args.rounds, steps=args.steps, rank=args.rank, batch=args.batch, seq_len=args.seq_len,
         learning_rate=args.learning_rate, runtimes=runtimes, device_bytes=args.device_bytes, seed=args.seed,
         prompt=args.prompt,

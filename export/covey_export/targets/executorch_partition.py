@@ -35,7 +35,7 @@ class InOrder(Partitioner):
             if node.op == "call_function":
                 parts.add(node, self._takes(node, exported_program))
         spec = DelegationSpec(XnnpackBackend.__name__, [])
-        return PartitionResult(exported_program, {tag: spec for tag in parts.tag()})
+        return PartitionResult(exported_program, dict.fromkeys(parts.tag(), spec))
 
     def _takes(self, node: Node, program: ExportedProgram) -> bool:
         if node.target in (edge.linear.default, edge.bmm.default):
@@ -118,7 +118,7 @@ def just_in_time(module: fx.GraphModule) -> PassResult:
         if node.op == "call_function" and node.all_input_nodes and all(s in constant for s in node.all_input_nodes):
             constant.add(node)
             movable.append(node)
-    place = {n: i for i, n in enumerate(nodes)}
+    place = {n: float(i) for i, n in enumerate(nodes)}
     for node in reversed(movable):
         first = min(node.users, key=place.__getitem__, default=None)
         if first is not None and first.op != "output":

@@ -319,13 +319,14 @@ def _dequantise(b: Builder, n: Node) -> str:
     rows = [int(np.prod(shape_of(n)[:-1])) * groups, shape_of(n)[-1] // groups]
     nothing = b.zero_of(after)
     if dtype_of(codes) is torch.uint8:
-        whole, zero = _nibbles(b, b.value(codes), nothing), zeros(codes.meta["val"], scales.meta["val"]).flatten()
-        zero = b.constant(zero.to(torch.uint8).repeat(rows[0] // groups), torch.uint8)
+        whole = _nibbles(b, b.value(codes), nothing)
+        pattern = zeros(codes.meta["val"], scales.meta["val"]).flatten().to(torch.uint8)
+        zero = [b.constant(pattern.repeat(rows[0] // groups), torch.uint8)]
     else:
-        whole, zero = b.value(codes), None
+        whole, zero = b.value(codes), []
     factor = b.shaped(b.value(scales), rows[:1])
     factor = b.op("Add", factor, nothing) if nothing else factor
-    out = b.op("DequantizeLinear", b.shaped(whole, rows), factor, *([zero] if zero else []), axis=0)
+    out = b.op("DequantizeLinear", b.shaped(whole, rows), factor, *zero, axis=0)
     return str(b.shaped(out, shape_of(n)))
 
 

@@ -53,8 +53,8 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
             pass
     if any(n.target is DEQUANTISE for n in graph.module.graph.nodes):
         raise UsageError(
-            f"a rounded base needs each operator in our table for ONNX, which lacks {', '.join(unknown(graph)) or 'one'}; "
-            f"export with --base float32, or leave onnx out of --targets"
+            f"the table for ONNX lacks {', '.join(unknown(graph)) or 'a form of an operator'}, which a rounded "
+            f"base needs; export with --base float32, or leave onnx out of --targets"
         )
     return _by_pytorch(graph)
 
