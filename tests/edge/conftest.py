@@ -31,19 +31,10 @@ out, targets = Path(sys.argv[1]), tuple(sys.argv[2].split(","))
 # That a bundle is right and fast is for tests/export to prove; here proofs and XNNPACK would only cost a minute.
 bundle.prove = lambda *_: Parity(loss_error=0.0, gradient_error=0.0, tolerance=1e-5, peak_bytes=0, step_seconds=0.0)
 if "executorch" in targets:
-    from executorch.backends.xnnpack.partition import xnnpack_partitioner
-    from executorch.exir.backend.partitioner import Partitioner, PartitionResult
+    from covey_export.targets.executorch_partition import InOrder
+    from executorch.exir.backend.partitioner import PartitionResult
 
-    class Portable(Partitioner):
-        target_partitioner_configs = {}
-
-        def __init__(self, **options):
-            super().__init__()
-
-        def partition(self, program):
-            return PartitionResult(tagged_exported_program=program, partition_tags={})
-
-    xnnpack_partitioner.XnnpackPartitioner = Portable
+    InOrder.partition = lambda self, program: PartitionResult(tagged_exported_program=program, partition_tags={})
 with quiet():
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertForSequenceClassification, ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
