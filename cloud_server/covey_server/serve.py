@@ -185,10 +185,8 @@ def _rounds(rounds: task_file.RoundSection) -> str:
     """What a round waits for: with fewer devices than that nothing seems to happen."""
     if rounds.mode == "async":
         return f"a version is made of {rounds.buffer} updates ([round] buffer)"
-    return (
-        f"each waits for {rounds.target} updates, or for {rounds.needed} once {rounds.deadline_s:g} s have passed "
-        "([round] target, minimum, deadline_s)"
-    )
+    late = f", or for {rounds.needed} once {rounds.deadline_s:g} s have passed" if rounds.needed < rounds.target else ""
+    return f"each waits for {rounds.target} updates{late} ([round] target, minimum, deadline_s)"
 
 
 def _reachable(host: str) -> str:
