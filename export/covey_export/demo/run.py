@@ -179,12 +179,14 @@ def federate(options: Options, strategy: str, bundle: Bundle, console: Console) 
     processes: list[Process] = [server]
     try:
         url = wait_for_url(server, folder / "url")
+        status_url = (folder / "admin-url").read_text().strip()
+        console.print(f"  each enrols with a code of its own and signs its requests; the status page is {status_url}")
         codes = enrollment_codes(folder / "server", options.clients)
         clients = [start_client(options, i, url, code, folder) for i, code in enumerate(codes)]
         processes += clients
         rows = [Row(c.name, c.runtime) for c in clients]
         with Display(console, strategy, rows, options.rounds) as display:
-            follow((folder / "admin-url").read_text().strip(), clients, rows, display)
+            follow(status_url, clients, rows, display)
         server.child.wait(60)
     finally:
         stop(processes)
