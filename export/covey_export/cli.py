@@ -143,7 +143,8 @@ def _run_export(args: argparse.Namespace) -> int:
     key = read_key(args.sign) if args.sign else None
     bundle = export_with_progress(recipe, args.out, force=args.force, key=key)
     print(show_bundle(bundle))
-    print(f'\nTrain it on devices: set bundle = "{args.out}" in a task file, then\n  covey serve TASK.toml')
+    print(f"\nTry it on any machine:\n  covey bundle train {args.out} --data PATH")
+    print(f'Train it on devices: set bundle = "{args.out}" in a task file, then\n  covey serve TASK.toml')
     return 0
 
 

@@ -32,6 +32,7 @@ def test_it_says_where_it_is_and_what_to_type_next(tmp_path: Path) -> None:
     assert "task test, 3 rounds, at version 0" in out
     assert Bundle.open(tmp_path / "bundle").digest[:12] in out
     assert f"covey join {url} --data FOLDER" in out
+    assert "  rounds  each waits for " in out
     assert (tmp_path / "task.run" / "covey.sqlite").exists(), "the run lies beside its task file"
 
 
