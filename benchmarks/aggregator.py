@@ -301,7 +301,7 @@ def main() -> None:
     if args.flower:
         from flower_rounds import run_flower
 
-        for clients in (8, 16):
+        for clients in (4, 8):
             pair = (
                 rounds_of_covey(300_000, clients, 10),
                 run_flower(args.flower, entries=300_000, clients=clients, rounds=10),
