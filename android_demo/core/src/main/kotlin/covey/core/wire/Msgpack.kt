@@ -6,6 +6,7 @@ import java.io.DataOutputStream
 import java.nio.ByteBuffer
 import java.nio.charset.CharacterCodingException
 import java.nio.charset.CodingErrorAction
+import java.util.Locale
 
 /*
  * The part of msgpack that the protocol uses, by hand: about a hundred lines, in place of a library that would be the
@@ -69,6 +70,7 @@ internal class MsgpackWriter {
  */
 internal class MsgpackReader(private val data: ByteArray, private val what: String) {
     private var at = 0
+    private var items = 0L
 
     val left: Int get() = data.size - at
 
@@ -77,12 +79,15 @@ internal class MsgpackReader(private val data: ByteArray, private val what: Stri
 
     private fun container(base: Int, two: Int, name: String): Long {
         val type = u8()
-        return when {
+        val count = when {
             type and 0xf0 == base -> (type and 15).toLong()
             type == two -> number(2)
             type == two + 1 -> number(4)
             else -> invalid("$name is expected")
         }
+        items += count
+        if (items > MAX_ALL) throw MessageException("the message has more than ${"%,d".format(Locale.ROOT, MAX_ALL)} items in all")
+        return count
     }
 
     /** A scalar: null, Boolean, Long, Double, String or ByteArray. */
@@ -137,5 +142,8 @@ internal class MsgpackReader(private val data: ByteArray, private val what: Stri
     companion object {
         /** Bytes of any string. */
         const val MAX_TEXT = 65_536
+
+        /** Items of all lists and maps together: what a message weighs in memory is bounded, not only its length. */
+        const val MAX_ALL = 131_072L
     }
 }
