@@ -161,13 +161,13 @@ def turn(kind: str, folder: Path, model: Path, case: Case, steps: int) -> None:
         import transformers.models.llama.modeling_llama  # noqa: F401
     else:
         load_library(kind)
-    gc.collect()
-    before = memory()
-    run = eager_step(case, model) if kind == EAGER else open_role(kind, folder, PATHS[kind], "train", THREADS)
     if kind == "executorch":
         from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
 
-        _unsafe_reset_threadpool(THREADS)
+        _unsafe_reset_threadpool(THREADS)  # before a method is loaded, which keeps its pool
+    gc.collect()
+    before = memory()
+    run = eager_step(case, model) if kind == EAGER else open_role(kind, folder, PATHS[kind], "train", THREADS)
     Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
     given = inputs if kind == EAGER else {n: inputs[n] for n in ("adapter", "input_ids", "labels")}
     run(given)

@@ -57,11 +57,10 @@ def _backward(exp: Node, weight: Node) -> tuple[Node, list[Node]] | None:
     """The rows' weights and the products with W, of onehot * w - exp(log p) * sum(onehot * w), where onehot is -1."""
     scaled = _only_user(exp, aten.mul.Tensor)
     gradient = _only_user(scaled, aten.sub.Tensor)
-    if gradient is None or gradient.args[1] is not scaled or gradient.kwargs:
+    if scaled is None or gradient is None or gradient.args[1] is not scaled or gradient.kwargs:
         return None
-    assert scaled is not None  # gradient uses it
     spread, total = gradient.args[0], scaled.args[1]
-    scatter = spread.args[0] if calls_to(spread, aten.mul.Tensor) else None
+    scatter: Any = spread.args[0] if calls_to(spread, aten.mul.Tensor) else None
     if not calls_to(scatter, aten.scatter.value) or scatter.args[3] != -1 or not calls_to(total, aten.sum.dim_IntList):
         return None
     ends = list(gradient.users)

@@ -23,6 +23,8 @@ LAYERS, WIDTH, INNER = 6, 8, 64
 class Residual(torch.nn.Module):
     """x + tanh(x A_i + 1) B, layer after layer, and the mean square at the end; the A_i are the adapter."""
 
+    b: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
