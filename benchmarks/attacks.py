@@ -3,7 +3,7 @@
     python benchmarks/attacks.py [--quick] [--rounds 20] [--seeds 1]
 
 Twenty devices classify scikit-learn's handwritten digits (8 x 8 pixels, in the package, nothing is downloaded) with a
-small residual network, random and frozen but for LoRA on its convolutions, its norms and its head (20,346 numbers); a
+small residual network, random and frozen but for LoRA on its convolutions, its norms and its head (8,050 numbers); a
 Dirichlet(0.5) draw skews their classes. Two or four of them attack:
 
     sign flip    the change that would have been sent, turned round
@@ -14,10 +14,12 @@ Dirichlet(0.5) draw skews their classes. Two or four of them attack:
     absent       nothing at all: what the model loses with these devices' own data, for comparison
 
 Trainer, local loop, codec, strategies, defences and server optimiser are the product's own; only HTTP is left out. The
-rules are told that a fifth of the devices may be hostile, whether or not it is. Writes benchmarks/results/attacks.json.
+rules are told that a fifth of the devices may be hostile, whether or not it is. Writes benchmarks/results/attacks.json;
+`--render` puts its table into docs/benchmarks.md.
 """
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,7 +30,7 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from report import write_report
+from report import RESULTS, write_report
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
@@ -49,6 +51,7 @@ from covey_shared.layout import Vector
 from covey_shared.messages import LocalConfig, Scalar
 from covey_shared.prng import derive
 
+DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 CLASSES = 10
 ATTACKS = ("absent", "sign flip", "scale 100", "a little", "label flip")
 SHARES = (0.1, 0.2)
@@ -233,7 +236,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=1e-2)
     parser.add_argument("--uploads", nargs="*", choices=list(UPLOADS), default=["dense", "sign", "top-1/4"])
+    parser.add_argument("--render", action="store_true", help="only write the last result's table into the docs")
     args = parser.parse_args()
+    if args.render:
+        return render()
     if args.quick:
         args.rounds, args.devices, args.seeds, args.uploads = 6, 10, 1, ["dense"]
     cases = [("none", 0.0), *((attack, share) for attack in ATTACKS for share in SHARES)]
@@ -266,6 +272,20 @@ def line(row: dict[str, Any]) -> str:
         f"{row['upload']:8} {row['rule']:14} {row['attack']:11} {row['attackers_percent']:3} %  accuracy "
         f"{row['accuracy_percent']:6.2f}  (lost {row['points_lost']:6.2f}, worst seed {row['lowest_of_seeds']:.2f})"
     )
+
+
+def render() -> None:
+    """Put the committed result into docs/benchmarks.md: a row for each upload and rule, a column for each attack."""
+    rows = json.loads((RESULTS / "attacks.json").read_text())["rows"]
+    cases = list(dict.fromkeys((row["attack"], row["attackers_percent"]) for row in rows))
+    heads = [f"{attack} {percent} %" if percent else attack for attack, percent in cases]
+    lines = [f"| upload | rule | {' | '.join(heads)} |", "| --- | --- |" + " ---: |" * len(heads)]
+    for upload, rule in dict.fromkeys((row["upload"], row["rule"]) for row in rows):
+        found = [f"{row['accuracy_percent']:.1f}" for row in rows if (row["upload"], row["rule"]) == (upload, rule)]
+        lines.append(f"| {upload} | {rule} | {' | '.join(found)} |")
+    before, _, rest = DOCS.read_text().partition("<!-- attacks -->")
+    _, _, after = rest.partition("<!-- /attacks -->")
+    DOCS.write_text(before + "<!-- attacks -->\n" + "\n".join(lines) + "\n<!-- /attacks -->" + after)
 
 
 if __name__ == "__main__":
