@@ -1,6 +1,7 @@
 """The vault end to end: a new phone gets its own tensors back, and the server never sees a float of them."""
 
 import asyncio
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from covey_edge.texts import Document
 from covey_edge.tokens import bytes_coder
 from covey_edge.transport import Refused, Traffic, connect
 from covey_shared.bundle import Bundle
+from covey_shared.cli import main
 from covey_shared.errors import RemoteError
 from tests.helpers_edge import BYTES, LAYOUT, BigramTrainer
 from tests.helpers_edge_serving import serving
@@ -117,3 +119,27 @@ def test_nothing_to_keep(tmp_path: Path) -> None:
 
     with serving(bundle, tmp_path / "server") as server:
         asyncio.run(phone(server.url, tmp_path / "ann", "ann", bundle, keep))
+
+
+def test_a_person_changes_phones(lm: Bundle, tmp_path: Path) -> None:
+    """`covey join` on the old phone until the task is done, then on a new one with the same passphrase."""
+    words, text = tmp_path / "passphrase", tmp_path / "text.txt"
+    words.write_text(WORDS + "\n")
+    text.write_text("the cat sat on the mat and the dog lay on the log. " * 60)
+
+    def covey(name: str, *more: object) -> dict[str, Any]:
+        places = ["--state", tmp_path / name, "--cache", tmp_path / "cache", "--threads", 1, "--name", name]
+        options = ["--data", text, "--runtime", "onnx", "--quiet", "--vault-passphrase", words, *more]
+        assert main(["join", server.url, *map(str, [*places, *options])]) == 0
+        found: dict[str, Any] = json.loads((tmp_path / name / "result.json").read_text())
+        return found
+
+    with serving(lm, tmp_path / "server", rounds=2, target=1, more=FEDSA) as server:
+        old = covey("old", "--vault-name", "ann")
+        new = covey("new", "--vault-name", "ann")
+        other = covey("other")
+        assert new["rounds"] == 0, "the task was done before it came"
+        assert new["loss_personal"] == pytest.approx(old["loss_personal"])
+        assert other["loss_personal"] > old["loss_personal"] + 0.01, "without the vault it begins anew"
+        covey("new", "--vault-name", "ann", "--forget-vault")
+        assert not list((tmp_path / "server" / "run" / "vaults").iterdir())
