@@ -115,6 +115,14 @@ def test_jvm_client_enrols_by_code_keeps_its_tensors_and_hears_that_it_is_revoke
     jvm = Jvm(run, "ada").start("--code", "WRONG-CODE-0000")
     jvm.finish(1)
     assert "covey-jvm: " in jvm.log.read_text()
+    lost = Jvm(run, "grace")
+    lost.start(
+        "--code", finish(covey("enroll", "new", folder, "--plain")).strip(), "--data", str(run.folder / "nowhere")
+    )
+    lost.finish(1)  # enrolled, but without a text
+    finish(covey("enroll", "revoke", "grace", folder))
+    lost.start().finish(1)
+    assert "revoked" in lost.log.read_text().splitlines()[-1]
     jvm.start("--code", code)
     jvm.wait_for("uploaded", 3)
     jvm.finish()
@@ -124,6 +132,3 @@ def test_jvm_client_enrols_by_code_keeps_its_tensors_and_hears_that_it_is_revoke
     expected, got = runs["python"].adapter(), run.adapter()
     shared = [k for k in expected if "lora_A" in k]
     assert difference({k: expected[k] for k in shared}, {k: got[k] for k in shared}, start) < 1e-4
-
-    server = run.serve() if server.poll() is None else None
-    assert "ada" in finish(covey("enroll", "revoke", "ada", folder))
