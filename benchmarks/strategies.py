@@ -13,6 +13,7 @@ Writes results/strategies.json (a row for each strategy and seed) and results/st
 """
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -286,7 +287,6 @@ def main() -> None:
     parser.add_argument("--eval-every", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=[], help="names of methods")
-    parser.add_argument("--name", default="", help="of the result (default: by the setting)")
     parser.add_argument("--quick", action="store_true", help="two rounds, two clients, nothing written")
     args = parser.parse_args()
     if args.quick:
@@ -313,11 +313,15 @@ def main() -> None:
 
 
 def save(args: argparse.Namespace, devices: int, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows and plot, as far as the run has come."""
-    name = args.name or ("strategies" if args.setting == "shakespeare" else f"strategies_{args.setting}")
-    meta = {k: v for k, v in vars(args).items() if k not in ("data_root", "quick", "only", "name")}
-    write_report(name, {"devices": devices, **meta}, rows)
-    plot(rows, name)
+    """Rows and plot, as far as the run has come, beside the rows of other settings that are there already."""
+    path = RESULTS / "strategies.json"
+    kept = json.loads(path.read_text()) if path.exists() else {"meta": {}, "rows": []}
+    others = [r for r in kept["rows"] if r["setting"] != args.setting]
+    how = {k: v for k, v in vars(args).items() if k not in ("data_root", "quick", "only", "setting")}
+    known = {k: v for k, v in kept["meta"].items() if k.startswith("how_") and k != f"how_{args.setting}"}
+    meta = {**known, f"how_{args.setting}": {"devices": devices, **how}}
+    write_report("strategies", meta, [*others, *({"setting": args.setting, **r} for r in rows)])
+    plot(rows, "strategies" if args.setting == "shakespeare" else f"strategies_{args.setting}")
 
 
 def row(name: str, seed: int, point: Point, seconds: float | None) -> dict[str, Any]:
