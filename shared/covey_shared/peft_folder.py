@@ -90,7 +90,7 @@ def at_rank(config: dict[str, Any], rank: int) -> dict[str, Any]:
 
 
 def read_weights(path: Path, limit: int, but: Collection[str] = ()) -> dict[str, NDArray[np.float32]]:
-    """The tensors of a safetensors file of at most `limit` bytes, in float32, by PEFT's names, but for those of `but`."""
+    """The tensors of a safetensors file of at most `limit` bytes, float32, by PEFT's names, without those of `but`."""
     from safetensors import SafetensorError, deserialize
 
     if path.stat().st_size > limit:

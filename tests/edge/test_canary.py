@@ -52,7 +52,8 @@ def test_nothing_secret_is_logged_stored_or_answered(lm: Bundle, tmp_path: Path)
         client = subprocess.run(
             [sys.executable, "-m", "covey_shared.cli", "join", f"{url}#{used}", "--data", str(data), "--runtime",
              "onnx", "--threads", "1", "--state", str(tmp_path / "state"), "--cache", str(tmp_path / "cache"),
-             "--events", str(tmp_path / "events")], capture_output=True, text=True, check=False, env=dict(os.environ), timeout=120,
+             "--events", str(tmp_path / "events")],
+            capture_output=True, text=True, check=False, env=dict(os.environ), timeout=120,
         )  # fmt: skip
         assert client.returncode == 0, client.stderr
         admin = (task.parent / "admin-url").read_text().strip()
