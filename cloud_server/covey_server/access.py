@@ -30,12 +30,13 @@ SHOWN = 8  # digits of a hash that name a code or a token to people
 
 
 class Device(NamedTuple):
-    """An enrolled device; times in Unix seconds, `revoked` None while it is welcome."""
+    """An enrolled device; times in Unix seconds, `revoked` None while it is welcome, `label` that of its code."""
 
     key: str
     name: str
     enrolled: float
     revoked: float | None
+    label: str = ""
 
     @property
     def fingerprint(self) -> str:
@@ -51,6 +52,7 @@ class Code(NamedTuple):
     created: float
     expires: float
     used_by: str | None
+    label: str = ""
 
 
 class Token(NamedTuple):
@@ -90,7 +92,7 @@ def digest(secret: str) -> str:
 # Codes.
 
 
-def check_codes(count: int, ttl_s: float, name: str) -> None:
+def check_codes(count: int, ttl_s: float, name: str, label: str = "") -> None:
     """Raises UsageError for codes that nobody should want."""
     if not 1 <= count <= MAX_CODES:
         raise UsageError(f"codes are made 1 to {MAX_CODES:,} at a time, not {count:,}")
@@ -100,14 +102,19 @@ def check_codes(count: int, ttl_s: float, name: str) -> None:
         if count != 1:
             raise UsageError("a name belongs to one device: ask for one code")
         check_name("the device's name", name)
+    if label:
+        check_name("the codes' label", label)
 
 
-def add_codes(db: sqlite3.Connection, count: int, ttl_s: float, name: str, now: float) -> list[str]:
-    """New codes, each good for one device until `ttl_s` seconds from now. This is the only time that they are seen."""
+def add_codes(db: sqlite3.Connection, count: int, ttl_s: float, name: str, now: float, label: str = "") -> list[str]:
+    """New codes, each good for one device until `ttl_s` seconds from now. This is the only time that they are seen.
+
+    `label` says who hands them out; a task can bound what all devices of one label weigh together.
+    """
     codes = [make_code() for _ in range(count)]
     db.executemany(
-        "INSERT INTO codes VALUES (?, ?, ?, ?, NULL, NULL)",
-        [(digest(plain_code(code)), name, now, now + ttl_s) for code in codes],
+        "INSERT INTO codes VALUES (?, ?, ?, ?, NULL, NULL, ?)",
+        [(digest(plain_code(code)), name, now, now + ttl_s, label) for code in codes],
     )
     return codes
 
@@ -115,7 +122,7 @@ def add_codes(db: sqlite3.Connection, count: int, ttl_s: float, name: str, now: 
 def codes(db: sqlite3.Connection) -> list[Code]:
     """All codes, the newest last."""
     query = (
-        f"SELECT substr(c.hash, 1, {SHOWN}), c.name, c.created, c.expires, d.name FROM codes c"
+        f"SELECT substr(c.hash, 1, {SHOWN}), c.name, c.created, c.expires, d.name, c.label FROM codes c"
         " LEFT JOIN devices d ON d.key = c.key ORDER BY c.created, c.hash"
     )
     return [Code(*row) for row in db.execute(query)]
@@ -141,31 +148,34 @@ def enroll(db: sqlite3.Connection, key: str, wish: str, code: str, is_open: bool
         require_welcome(found)
         return found.name
     hashed = digest(plain_code(code)) if code else None
-    fixed = "" if code == "" and is_open else _use_code(db, hashed, key, now)
+    fixed, label = ("", "") if code == "" and is_open else _use_code(db, hashed, key, now)
     name = fixed or wish
     if db.execute("SELECT 1 FROM devices WHERE name = ?", (name,)).fetchone():
         raise Refused("name_taken", f"another device is enrolled as {name}; choose another --name")
-    db.execute("INSERT INTO devices VALUES (?, ?, ?, ?, NULL)", (key, name, now, hashed))
+    db.execute("INSERT INTO devices VALUES (?, ?, ?, ?, NULL, ?)", (key, name, now, hashed, label))
     return name
 
 
-def _use_code(db: sqlite3.Connection, hashed: str | None, key: str, now: float) -> str:
-    """The name that a good code fixes; from now on it is used. Which of the reasons holds is not said to strangers."""
+def _use_code(db: sqlite3.Connection, hashed: str | None, key: str, now: float) -> tuple[str, str]:
+    """The name that a good code fixes, and its label; from now on it is used. Strangers are not told which reason
+    holds.
+    """
     if hashed is None:
         raise Refused(
             "unknown_device", "this device is not enrolled here: ask the operator for a code, and join with --code"
         )
-    row = db.execute("SELECT name FROM codes WHERE hash = ? AND key IS NULL AND expires > ?", (hashed, now)).fetchone()
+    query = "SELECT name, label FROM codes WHERE hash = ? AND key IS NULL AND expires > ?"
+    row = db.execute(query, (hashed, now)).fetchone()
     if row is None:
         raise Refused("bad_code", "the code is unknown, used or expired: ask the operator for a new one")
     db.execute("UPDATE codes SET key = ?, used = ? WHERE hash = ?", (key, now, hashed))
-    name: str = row[0]
-    return name
+    name, label = row
+    return str(name), str(label)
 
 
 def find(db: sqlite3.Connection, key: str) -> Device | None:
     """The device of a key."""
-    row = db.execute("SELECT key, name, enrolled, revoked FROM devices WHERE key = ?", (key,)).fetchone()
+    row = db.execute("SELECT key, name, enrolled, revoked, label FROM devices WHERE key = ?", (key,)).fetchone()
     return Device(*row) if row else None
 
 
@@ -177,7 +187,7 @@ def require_welcome(device: Device) -> None:
 
 def still_welcome(db: sqlite3.Connection, name: str) -> None:
     """Raises Refused when the device of this name has been revoked: asked again in the transaction that counts."""
-    row = db.execute("SELECT key, name, enrolled, revoked FROM devices WHERE name = ?", (name,)).fetchone()
+    row = db.execute("SELECT key, name, enrolled, revoked, label FROM devices WHERE name = ?", (name,)).fetchone()
     if row is not None:
         require_welcome(Device(*row))
 
@@ -196,7 +206,12 @@ def if_welcome(
 
 def devices(db: sqlite3.Connection) -> list[Device]:
     """All enrolled devices by name."""
-    return [Device(*row) for row in db.execute("SELECT key, name, enrolled, revoked FROM devices ORDER BY name")]
+    return [Device(*row) for row in db.execute("SELECT key, name, enrolled, revoked, label FROM devices ORDER BY name")]
+
+
+def issuers(db: sqlite3.Connection) -> dict[str, str]:
+    """By device name, the label of the code that it enrolled with; those without a label are left out."""
+    return dict(db.execute("SELECT name, label FROM devices WHERE label != ''"))
 
 
 def revoke(db: sqlite3.Connection, name: str, now: float) -> None:

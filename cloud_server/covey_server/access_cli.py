@@ -31,6 +31,7 @@ def _configure_codes(parser: argparse.ArgumentParser) -> None:
     add("--count", type=int, default=1, metavar="N", help="how many codes, one for each device (default 1)")
     add("--ttl", default="24h", metavar="TIME", help="how long they are good: 90m, 24h, 7d (default 24h)")
     add("--name", default="", help="what the device will be called, whatever it asks for (with one code)")
+    add("--label", default="", help="who hands them out; [defence] issuer_share bounds what a label weighs")
     add("--plain", action="store_true", help="print nothing but the codes, one a line")
 
 
@@ -57,9 +58,9 @@ def new_codes(args: argparse.Namespace) -> int:
     from covey_server import access, store
 
     ttl_s = seconds(args.ttl)
-    access.check_codes(args.count, ttl_s, args.name)
+    access.check_codes(args.count, ttl_s, args.name, args.label)
     now = time.time()
-    codes = _change(args.run, access.add_codes, args.count, ttl_s, args.name, now, make=True)
+    codes = _change(args.run, access.add_codes, args.count, ttl_s, args.name, now, args.label, make=True)
     if args.plain:
         print(*codes, sep="\n")
         return 0
@@ -82,10 +83,11 @@ def list_devices(args: argparse.Namespace) -> int:
     now = time.time()
     for device in _change(args.run, access.devices):
         state = f"revoked {_when(device.revoked)}" if device.revoked else "enrolled"
-        print(f"device  {device.name}  key {device.fingerprint}  since {_when(device.enrolled)}  {state}")
+        label = f"  label {device.label}" if device.label else ""
+        print(f"device  {device.name}  key {device.fingerprint}{label}  since {_when(device.enrolled)}  {state}")
     for code in _change(args.run, access.codes):
         state = f"used by {code.used_by}" if code.used_by else "unused" if code.expires > now else "expired"
-        named = f"  for {code.name}" if code.name else ""
+        named = (f"  for {code.name}" if code.name else "") + (f"  label {code.label}" if code.label else "")
         print(f"code    {code.id}{named}  until {_when(code.expires)}  {state}")
     return 0
 

@@ -58,13 +58,14 @@ async def get_codes(request: web.Request) -> web.Response:
 
 async def post_codes(request: web.Request) -> web.Response:
     """New codes, shown this once."""
-    asked = await _json(request, {"count": 1, "ttl_s": access.TTL_S, "name": ""})
+    asked = await _json(request, {"count": 1, "ttl_s": access.TTL_S, "name": "", "label": ""})
     count, ttl_s, name = int(asked["count"]), float(asked["ttl_s"]), str(asked["name"])
+    label = str(asked["label"])
     try:
-        access.check_codes(count, ttl_s, name)
+        access.check_codes(count, ttl_s, name, label)
     except (UsageError, MessageError) as error:
         raise Refused("bad_message", str(error)) from None
-    made = await request.app[AGGREGATOR].run.db.do(access.add_codes, count, ttl_s, name, time.time())
+    made = await request.app[AGGREGATOR].run.db.do(access.add_codes, count, ttl_s, name, time.time(), label)
     return web.json_response({"codes": made})
 
 

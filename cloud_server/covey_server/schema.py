@@ -61,10 +61,12 @@ CREATE INDEX assignments_of_client ON assignments (client, round);
 # Who may come in; the tables are described in access.py.
 ACCESS = """
 CREATE TABLE codes (
-    hash TEXT PRIMARY KEY, name TEXT NOT NULL, created REAL NOT NULL, expires REAL NOT NULL, key TEXT, used REAL
+    hash TEXT PRIMARY KEY, name TEXT NOT NULL, created REAL NOT NULL, expires REAL NOT NULL, key TEXT, used REAL,
+    label TEXT NOT NULL
 ) STRICT;
 CREATE TABLE devices (
-    key TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, enrolled REAL NOT NULL, code TEXT, revoked REAL
+    key TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, enrolled REAL NOT NULL, code TEXT, revoked REAL,
+    label TEXT NOT NULL
 ) STRICT;
 CREATE TABLE tokens (
     hash TEXT PRIMARY KEY, role TEXT NOT NULL, label TEXT NOT NULL UNIQUE, created REAL NOT NULL, expires REAL NOT NULL

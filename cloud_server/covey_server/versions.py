@@ -7,7 +7,7 @@ the same version again, and a test can replay a whole run.
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from covey_server import recipe
+from covey_server import access, recipe
 from covey_server.defence import Defence, guarded
 from covey_server.recipe import ServerState
 from covey_server.regroup import Grouping, aligned, cohort_of, copied, inherited, regrouped
@@ -54,4 +54,6 @@ def weighed(run: Run, server: ServerState, rows: Sequence[UpdateRow]) -> Iterato
     devices = [row.client for row in rows]
     bounds = Defence(**dataclasses.asdict(run.task.defence))
     cohorts = [cohort_of(run.grouping, server.cohorts, name) for name in devices]
-    return guarded(bounds, lambda: map(run.update, rows, cohorts), weights, devices, devices)
+    labels = run.db.run(access.issuers) if bounds.issuer_share < 1 else {}
+    issuers = [f"label {labels[name]}" if name in labels else f"device {name}" for name in devices]
+    return guarded(bounds, lambda: map(run.update, rows, cohorts), weights, devices, issuers)

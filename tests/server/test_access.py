@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -334,3 +335,28 @@ def test_nonces_of_a_device_must_rise() -> None:
     for number in (5, 4):
         with pytest.raises(Refused):
             nonces.in_order("a", number)
+
+
+def test_devices_of_one_label_weigh_together_no_more_than_their_share(tmp_path: Path) -> None:
+    """Two devices of one giver of codes state a thousand examples each, a third of another giver ten: halves."""
+    text = (
+        '[defence]\nissuer_share = 0.5\n[upload]\ncodec = "dense"\n[download]\ncodec = "dense"\n'
+        "[client]\nerror_feedback = false\n"
+    )
+    stated = {"a": 1000, "b": 1000, "c": 10}
+    with served(write_task(tmp_path, text, target=3, rounds=1), is_open=False) as server:
+        run = server.aggregator.run
+        for name in stated:
+            label = "other" if name == "c" else "festival"
+            code = run.db.run(access.add_codes, 1, 3600.0, name, time.time(), label)[0]
+            assert enroll(server.url, name, code).status == 200
+        devices = {name: server.device(name) for name in stated}
+        start = run.bundle.start(7)
+        for name, device in devices.items():
+            assignment = device.check_in()
+            device.fetch(assignment.version, start)
+            answer = device.upload(assignment.round, device.update(device.task(), assignment, examples=stated[name]))
+            assert answer.status == 200, answer
+        server.wait_for_version(1)
+        a, b, c = (devices[name].change(1).astype(float) for name in "abc")
+        np.testing.assert_allclose(server.aggregator.server.view - start, (a / 2 + b / 2 + c) / 2, rtol=1e-4, atol=1e-6)
