@@ -129,7 +129,7 @@ def test_bundle_show(llama: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for expected in (
         "LlamaForCausalLM",
-        "model.layers.*.self_attn.q_proj",
+        "model.layers.0.self_attn.q_proj",
         "onnx/weights.bin",
         "executorch/model.pte",
         "peak memory",
