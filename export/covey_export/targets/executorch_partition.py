@@ -2,7 +2,8 @@
 
 ExecuTorch's own partitioner tries every pair of parts for a cycle, keeps no order, and packs frozen weights into a
 second copy. This one goes through the graph once: an operator joins the latest part unless something outside that part
-stands between, so there can be no cycle and nothing moves ahead of its turn. Weights are ordinary inputs of a part.
+stands between, so there can be no cycle and nothing moves ahead of its turn. Weights are ordinary inputs of a part,
+but for those that XNNPACK wants to have when it is loaded, as a convolution's: it packs them, and they go inside.
 """
 
 from typing import Any
@@ -33,17 +34,23 @@ class InOrder(Partitioner):
         parts = _Parts()
         for node in exported_program.graph.nodes:
             if node.op == "call_function":
-                parts.add(node, self._takes(node, exported_program))
+                parts.add(node, self._inside(node, exported_program))
         spec = DelegationSpec(XnnpackBackend.__name__, [])
         return PartitionResult(exported_program, dict.fromkeys(parts.tag(), spec))
 
-    def _takes(self, node: Node, program: ExportedProgram) -> bool:
+    def _inside(self, node: Node, program: ExportedProgram) -> list[Node] | None:
+        """The weights that XNNPACK must have inside to take this operator; None where it does not take it."""
+        if not _is_float(node):
+            return None
         if node.target in (edge.linear.default, edge.bmm.default):
-            return bool(_is_float(node))
-        rule = self._rules.get(node.target.__name__.removeprefix("aten.")) if _is_float(node) else None
-        if rule is None or _is_view_of_weight(node):
-            return False
-        return node.target not in (edge.mm.default, edge.addmm.default) and rule.check_constraints(node, program)
+            return []
+        rule = self._rules.get(node.target.__name__.removeprefix("aten."))
+        if rule is None or _is_view_of_weight(node) or node.target in (edge.mm.default, edge.addmm.default):
+            return None
+        if not rule.check_constraints(node, program):
+            return None
+        inside = [n for n in rule.get_node_and_deps(node, program) if n.op == "placeholder"]
+        return inside if all(len(n.users) == 1 for n in inside) else None
 
 
 class _Parts:
@@ -52,20 +59,25 @@ class _Parts:
     def __init__(self) -> None:
         self._after: dict[Node, int] = {}  # the first part that may use a node
         self._members: dict[int, list[Node]] = {}
+        self._inner: dict[int, list[Node]] = {}  # the weights inside each part
         self._open, self._bytes = 0, 0
+        self._taken: set[Node] = set()
 
-    def add(self, node: Node, taken: bool) -> None:
+    def add(self, node: Node, inside: list[Node] | None) -> None:
         after = max((self._after.get(s, 0) for s in node.all_input_nodes), default=0)
-        if not taken:
-            inside = [s for s in node.all_input_nodes if s in self._members.get(self._after.get(s, 0), ())]
-            self._after[node] = max([after, *(self._after[s] + 1 for s in inside)])
+        if inside is None:
+            read = [s for s in node.all_input_nodes if s in self._taken]
+            self._after[node] = max([after, *(self._after[s] + 1 for s in read)])
             return
         weights = sum(_bytes(s) for s in node.all_input_nodes if _is_multiplied_out(s))
-        if after > self._open or (self._bytes and weights and self._bytes + weights > MULTIPLIED_OUT):
+        full = self._bytes and weights and self._bytes + weights > MULTIPLIED_OUT
+        if after > self._open or full:
             self._open, self._bytes = self._open + 1, 0
         self._bytes += weights
         self._after[node] = self._open
+        self._taken.add(node)
         self._members.setdefault(self._open, []).append(node)
+        self._inner.setdefault(self._open, []).extend(inside)
 
     def tag(self) -> list[str]:
         """The tags of all parts but those that only move numbers."""
@@ -73,7 +85,7 @@ class _Parts:
         for number, members in self._members.items():
             if any(m.target not in MOVES for m in members):
                 tags.append(f"part_{number}")
-                for node in members:
+                for node in (*members, *self._inner[number]):
                     node.meta["delegation_tag"] = tags[-1]
         return tags
 

@@ -23,6 +23,7 @@ def suit_executorch(graph: Graph) -> Graph:
         products,
         row_sums,
         numbers,
+        own_factors,
     ):
         rewrite(ours)
         ours.module.graph.eliminate_dead_code()
@@ -95,6 +96,16 @@ def numbers(graph: Graph) -> None:
             replace(node, aten.mul.Tensor, node.args)
         elif node.target in (aten.div.Scalar, aten.div.Tensor) and isinstance(node.args[1], int | float):
             replace(node, aten.mul.Tensor, (node.args[0], 1.0 / node.args[1]))
+
+
+def own_factors(graph: Graph) -> None:
+    """Each convolution its own weight and bias: XNNPACK packs them, forward and transposed in different layouts."""
+    for node in calls(graph):
+        if node.target is not aten.convolution.default:
+            continue
+        for i, factor in enumerate(node.args[1:3], 1):
+            if factor is not None and factor.name in graph.constants and len(factor.users) > 1:
+                node.update_arg(i, add_constant(graph, node, graph.constants[factor.name].clone()))
 
 
 def _is_product(node: Node) -> bool:
