@@ -18,14 +18,14 @@ from covey_export.base import Base, load_base
 from covey_export.clean import clean
 from covey_export.convolutions import expand_convolutions
 from covey_export.graph import Graph, trace
-from covey_export.parity import prove, reference
+from covey_export.parity import Reference, prove, reference
 from covey_export.place import check_place, put, staged
 from covey_export.quantise import hold_codes
 from covey_export.recipe import CLASSIFICATION, Recipe
 from covey_export.recompute import recompute
 from covey_export.roles import ROLES
 from covey_export.rounding import quantised
-from covey_export.targets import writer
+from covey_export.targets import writers
 from covey_export.tasks import TASKS, example_images, example_tokens
 from covey_export.tokens import write_tokenizer
 from covey_export.views import plain_views
@@ -43,7 +43,7 @@ Step = Callable[[str], None]
 
 
 def stages(recipe: Recipe) -> int:
-    """How many times `export` calls `step`."""
+    """How many times `export` calls `step`; more often where a runtime's graphs have to be written again."""
     return 3 + len(ROLES) + 2 * len(recipe.targets)
 
 
@@ -91,12 +91,25 @@ def _fill(recipe: Recipe, folder: Path, step: Step) -> Manifest:
     paths: dict[str, dict[str, str]] = {}
     parity: dict[str, Parity] = {}
     for target in recipe.targets:
-        step(f"write {target}")
-        paths[target] = writer(target)(graphs, folder)
-        step(f"prove {target}")
-        parity[target] = prove(target, folder, paths[target], expected)
+        paths[target], parity[target] = _write(target, graphs, folder, expected, step)
     step("name every byte")
     return _manifest(recipe, base, adapted, tokenizer, start, rounded, paths, parity, folder)
+
+
+def _write(
+    target: str, graphs: dict[str, Graph], folder: Path, expected: Reference, step: Step
+) -> tuple[dict[str, str], Parity]:
+    """A target's files by role, in the first way that is proven, and the proof. Raises what the best way came to."""
+    failed: UsageError | None = None
+    for write in writers(target):
+        try:
+            step(f"write {target} again" if failed else f"write {target}")
+            paths = write(graphs, folder)
+            step(f"prove {target}")
+            return paths, prove(target, folder, paths, expected)
+        except UsageError as error:
+            failed = failed or error
+    raise failed or UsageError(f"there is no way to write {target}")
 
 
 def _example(base: Base, recipe: Recipe, pad_id: int) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ def export_with_progress(recipe: Recipe, out: Path, *, force: bool, key: Private
 
         def step(name: str) -> None:
             bar.update()
+            bar.total = max(bar.total, bar.n + 1)
             bar.set_description(f"{name:<24.24}")
 
         bundle = export(recipe, out, force=force, key=key, step=step)

@@ -11,7 +11,7 @@ from covey_export.roles import inputs_of
 from covey_export.runtimes import open_role
 from covey_shared.bundle import Bundle
 from covey_shared.errors import BundleError
-from tests.helpers_export import export_model
+from tests.helpers_export import export_model, export_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch, peft and onnxruntime run in here
 
@@ -80,6 +80,46 @@ def test_loss_falls_in_fifteen_steps(llama: Bundle, target: str) -> None:
         losses.append(float(loss))
         adapter = adapter - np.float32(0.5) * grad
     assert losses[-1] < losses[0] - 0.1
+
+
+def test_what_does_not_run_is_written_in_the_next_way(
+    llama_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from covey_export import bundle, targets
+
+    def broken(graphs: Any, folder: Path) -> dict[str, str]:
+        paths = targets.writer("onnx")(graphs, folder)
+        (folder / paths["train"]).write_bytes(b"no graph")
+        return paths
+
+    monkeypatch.setattr(bundle, "writers", lambda name: (broken, targets.writer(name)))
+    assert export_model(llama_model, tmp_path / "b").manifest.parity["onnx"].gradient_error <= 1e-5
+
+
+@pytest.mark.slow
+def test_what_xnnpack_refuses_is_written_in_the_next_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here a ViT's convolution without its weights inside, which XNNPACK's exporter takes and its runtime refuses."""
+    from covey_export import bundle, targets
+    from covey_export.targets.executorch_partition import InOrder
+
+    inside, tried = InOrder._inside, []
+
+    def outside(self: InOrder, *args: Any) -> Any:
+        return None if inside(self, *args) is None else []
+
+    def told(way: Any) -> Any:
+        def write(*args: Any) -> Any:
+            tried.append(way)
+            return way(*args)
+
+        return write
+
+    ways = tuple(told(way) for way in targets.writers("executorch"))
+    monkeypatch.setattr(InOrder, "_inside", outside)
+    monkeypatch.setattr(bundle, "writers", lambda name: ways)
+    proven = export_tiny("vit", tmp_path, targets=("executorch",))
+    assert len(tried) == 2
+    assert proven.manifest.parity["executorch"].gradient_error <= 1e-5
 
 
 def test_runtimes_agree(llama: Bundle) -> None:

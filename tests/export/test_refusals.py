@@ -136,7 +136,7 @@ def wrong_writer(change: Callable[[Any], None]) -> Callable[[str], Any]:
             change(graphs["train"])
             return writer(name)(graphs, folder)
 
-        return write
+        return (write,)
 
     return pick
 
@@ -148,7 +148,7 @@ def test_a_graph_that_computes_something_else_is_no_bundle(
         name = next(n for n in graph.constants if "down_proj" in n)
         graph.constants[name] = graph.constants[name] * 1.001
 
-    monkeypatch.setattr(bundle_module, "writer", wrong_writer(change))
+    monkeypatch.setattr(bundle_module, "writers", wrong_writer(change))
     refused(llama_model, tmp_path / "b", "the onnx graph does not compute what PyTorch does: its ")
 
 
@@ -159,7 +159,7 @@ def test_a_graph_that_does_not_run_is_no_bundle(
         name = next(n for n in graph.constants if "down_proj" in n)
         graph.constants[name] = graph.constants[name][:5].clone()
 
-    monkeypatch.setattr(bundle_module, "writer", wrong_writer(change))
+    monkeypatch.setattr(bundle_module, "writers", wrong_writer(change))
     refused(llama_model, tmp_path / "b", "the onnx runtime cannot run the graph")
 
 

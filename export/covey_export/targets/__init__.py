@@ -1,7 +1,8 @@
 """The runtimes that a bundle is written for, one module each with a function `write`.
 
 `write(graphs, folder)` takes the graphs by role, puts its files below the bundle's folder and returns role -> path for
-the manifest. A new runtime is one module and one line here, and its opener in `covey_export.runtimes`.
+the manifest. A new runtime is one module and one line here, and its opener in `covey_export.runtimes`. A module may
+have `WAYS`, a tuple of such functions, the best first, where what was written may turn out not to run.
 """
 
 import importlib
@@ -13,7 +14,12 @@ Write = Callable[[Mapping[str, Any], Path], dict[str, str]]
 MODULES = {"onnx": "onnx_target", "executorch": "executorch_target", "torch": "torch_target"}
 
 
+def writers(name: str) -> tuple[Write, ...]:
+    """The target's ways to write, the best first; only then are its libraries imported."""
+    module = importlib.import_module(f"covey_export.targets.{MODULES[name]}")
+    return getattr(module, "WAYS", None) or (module.write,)
+
+
 def writer(name: str) -> Write:
-    """The target's `write`; only then are its libraries imported."""
-    write: Write = importlib.import_module(f"covey_export.targets.{MODULES[name]}").write
-    return write
+    """The best of them."""
+    return writers(name)[0]
