@@ -6,6 +6,7 @@ again when the gradient has come that far. The copies start from `kept + 0`, whe
 no runtime can compute them earlier, or find that it has done so before.
 """
 
+import operator
 from typing import Any, NamedTuple
 
 import torch
@@ -52,8 +53,13 @@ def _ancestors(node: Node) -> set[Node]:
 
 
 def _forward(batch: list[Node], for_loss: set[Node]) -> list[Node]:
-    """The nodes before the first that is of no use for the loss, where the backward pass begins."""
-    end = next((i for i, n in enumerate(batch) if n not in for_loss and n.op == "call_function"), len(batch))
+    """The nodes before the first that is of no use for the loss, where the backward pass begins.
+
+    What an operator gives beside the result that the loss needs, a norm's statistics, belongs to the forward pass too.
+    """
+    beside = {n for n in batch if n.target is operator.getitem and n.args[0] in for_loss}
+    known = for_loss | beside
+    end = next((i for i, n in enumerate(batch) if n not in known and n.op == "call_function"), len(batch))
     return batch[:end]
 
 

@@ -1,5 +1,6 @@
 """Recomputation: the same loss and gradient, from copies that wait for the gradient, with less kept."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from covey_export.recompute import recompute
 from covey_export.targets.onnx_graph import translate
 from covey_export.targets.torch_target import to_program
 from covey_shared.program import Program, _last_uses, _values
-from tests.helpers_export import export_tiny
+from tests.helpers_export import export_tiny, recipe_of, run_export, save_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LAYERS, WIDTH, INNER = 6, 8, 64
@@ -103,3 +104,14 @@ def test_whole_models(name: str, tmp_path: Path) -> None:
     bundle = export_tiny(name, tmp_path, recompute=True, targets=("onnx", "torch"))
     assert bundle.manifest.recompute
     assert set(bundle.manifest.parity) == {"onnx", "torch"}
+
+
+def test_an_encoder_is_recomputed_too(tmp_path: Path) -> None:
+    """Its norms give statistics for the backward pass alone, which are no sign that the forward pass is over."""
+    model = save_model("bert", tmp_path / "model", num_hidden_layers=3)
+    recipe = recipe_of("bert", model, targets=("torch",), seq_len=16)
+    plain, again = (
+        (run_export(replace(recipe, recompute=flag), tmp_path / f"{flag}").folder / "torch" / "train.json").read_text()
+        for flag in (False, True)
+    )
+    assert again.count("layer_norm") > plain.count("layer_norm") + 2
