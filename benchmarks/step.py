@@ -30,6 +30,14 @@ from covey_export.quiet import quiet
 from covey_export.runtimes import load_library, open_role
 from covey_export.threads import wait_passively
 
+DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+HEAD = "| base | runtime | CPU ms | of eager | peak MB | of eager | own MB | mapped MB | files MB |"
+NAMES = {"eager": "eager PyTorch", "onnx": "ONNX Runtime", "executorch": "ExecuTorch"}
+TITLES = {
+    "llama6": "The 6-layer Llama of hidden size 288, batch 4 x 64",
+    "minilm": "MiniLM (6 layers of 384, from its package), batch 8 x 128, classification",
+    "smollm2": "A SmolLM2-135M-shaped Llama with random weights, batch 1 x 128",
+}
 LLAMA = {
     "vocab_size": 4096, "hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6,
     "num_key_value_heads": 6, "max_position_embeddings": 512, "pad_token_id": 0, "eos_token_id": 1,
@@ -248,6 +256,25 @@ def show(rows: list[Row]) -> None:
               f"{r['files_mb']:>9}")  # fmt: skip
 
 
+def render() -> None:
+    """Put the last result's tables into docs/benchmarks.md, so that no number there is typed by hand."""
+    rows = json.loads((RESULTS / "step.json").read_text())["rows"]
+    lines = []
+    for case in dict.fromkeys(r["case"] for r in rows):
+        lines += [f"{TITLES[case]}:", "", HEAD, "| --- | --- |" + " ---: |" * 7]
+        lines += [
+            f"| {r['variant']} | {NAMES.get(r['runtime'], r['runtime'])} | {r['cpu_ms']:,.0f} "
+            f"| {r['cpu_of_eager']:.2f} | {r['peak_mb']:,.0f} | {r['peak_of_eager']:.2f} | {r['anon_mb']:,.0f} "
+            f"| {r['file_mb']:,.0f} | {r['files_mb']:,.1f} |"
+            for r in rows
+            if r["case"] == case
+        ]
+        lines.append("")
+    before, _, rest = DOCS.read_text().partition("<!-- step -->")
+    _, _, after = rest.partition("<!-- /step -->")
+    DOCS.write_text(before + "<!-- step -->\n" + "\n".join(lines) + "<!-- /step -->" + after)
+
+
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -259,11 +286,14 @@ def options() -> argparse.Namespace:
     add("--steps", type=int, default=5, help="steps a turn, after one that is not counted")
     add("--keep", type=Path, help="a folder for the graphs, which are used again if they are there")
     add("--add", action="store_true", help="keep the rows of other cases in the result")
+    add("--render", action="store_true", help="only write the last result's tables into docs/benchmarks.md")
     return parser.parse_args()
 
 
 def main() -> None:
     args = options()
+    if args.render:
+        return render()
     if args.quick:
         args.cases, args.turns, args.steps = "tiny", 1, 2
     with tempfile.TemporaryDirectory() as temporary:
