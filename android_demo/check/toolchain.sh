@@ -7,7 +7,9 @@
 # Sourced by check.sh. Afterwards TOOLS is the folder, and the functions kotlinc, junit, aapt2, dx and so on run the tools.
 
 TOOLS=${COVEY_ANDROID_CACHE:-$HERE/.cache}/tools-1
-MIRROR=${COVEY_DEBIAN_MIRROR:-http://deb.debian.org/debian}
+# The mirror that this system takes its own packages from; COVEY_DEBIAN_MIRROR names another.
+MIRROR=${COVEY_DEBIAN_MIRROR:-$(sed -nE 's/^deb( \[[^]]*\])? +([^ ]*\/debian)\/?( .*)?$/\2/p; s/^URIs: *([^ ]*\/debian)\/?( .*)?$/\1/p' \
+  /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null | head -n 1 || true)}
 KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 # The compiler as the Kotlin kernel for Jupyter carries it: Debian's own is of 2019, and the compiler is in no other
 # package of PyPI. Only these checks use it.
@@ -25,6 +27,7 @@ need_host_tools() {
   for tool in apt-get dpkg unzip zip; do
     command -v "$tool" >/dev/null || fail "$tool is missing: these checks run on Debian or Ubuntu with it installed"
   done
+  [ -n "$MIRROR" ] || fail "apt's sources name no Debian mirror: say COVEY_DEBIAN_MIRROR=URL, ending in /debian"
   command -v javac >/dev/null || fail "there is no JDK: apt-get install openjdk-17-jdk-headless"
   [ -r "$KEYRING" ] || fail "$KEYRING is missing: apt-get install debian-archive-keyring"
 }
