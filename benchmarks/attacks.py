@@ -19,7 +19,6 @@ rules are told that a fifth of the devices may be hostile, whether or not it is.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,9 +28,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import transformers
+from clients import bundled_digits
 from numpy.typing import NDArray
-from report import RESULTS, write_report
-from sklearn.datasets import load_digits
+from report import put_table, read_rows, write_report
 from tqdm import tqdm
 
 from covey_edge import local
@@ -42,21 +41,20 @@ from covey_export.bundle import export
 from covey_export.quiet import quiet
 from covey_export.recipe import Recipe as ExportRecipe
 from covey_server import recipe
-from covey_server.defence import Defence, guarded
+from covey_server.defence import guarded
 from covey_server.optimizers import make_optimizer
 from covey_server.strategies import make_strategy
+from covey_server.task_file import DefenceSection
 from covey_shared.bundle import Bundle
 from covey_shared.codec import codec_from_spec, error_feedback, presets
 from covey_shared.layout import Vector
 from covey_shared.messages import LocalConfig, Scalar
 from covey_shared.prng import derive
 
-DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 CLASSES = 10
 ATTACKS = ("absent", "sign flip", "scale 100", "a little", "label flip")
 SHARES = (0.1, 0.2)
 STRENGTH = 1.5  # standard deviations of "a little"; Baruch et al. use up to 1.5
-OPEN = Defence(clip="none", quantile=0.5, device_share=1.0, issuer_share=1.0)
 
 
 class Rule(NamedTuple):
@@ -64,12 +62,12 @@ class Rule(NamedTuple):
 
     strategy: str
     args: dict[str, Scalar]
-    defence: Defence = OPEN
+    defence: DefenceSection = DefenceSection()
 
 
 RULES = {
     "mean": Rule("fedavg", {}),
-    "mean, clipped": Rule("fedavg", {}, OPEN._replace(clip="adaptive", device_share=0.1)),
+    "mean, clipped": Rule("fedavg", {}, DefenceSection(clip="adaptive", device_share=0.1)),
     "trimmed mean": Rule("trimmed-mean", {"attackers": 0.2}),
     "median": Rule("median", {"attackers": 0.2}),
     "Krum": Rule("krum", {"attackers": 0.2}),
@@ -134,11 +132,9 @@ def network(folder: Path) -> ExportRecipe:
 
 def digits(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Shuffled uint8 [N, 8, 8, 1] and int64 [N]."""
-    load: Any = load_digits  # carries no types
-    data = load()
-    order = np.random.default_rng(seed).permutation(len(data.target))
-    images = (data.images[order] * (255 / 16)).round().astype(np.uint8)
-    return images[..., None], data.target[order].astype(np.int64)
+    images, labels = bundled_digits()
+    order = np.random.default_rng(seed).permutation(len(labels))
+    return images[order], labels[order]
 
 
 def dirichlet_split(labels: NDArray[np.int64], devices: int, alpha: float, seed: int) -> list[NDArray[np.int64]]:
@@ -203,11 +199,9 @@ def honest_changes(setting: Setting, round_: int, start: Vector, flipped: set[in
     for i, device in enumerate(setting.devices):
         examples = device.flipped if i in flipped else device.honest
         order = local.batch_seed(seed, round_, device.name)
-        progress = local.begin(start, setting.config)
-        batch = setting.bundle.manifest.batch_size
-        for after in local.train(setting.trainer, examples, batch, setting.config, order, progress):
-            progress = after
-        out.append(progress.adapter - start)
+        begin, batch = local.begin(start, setting.config), setting.bundle.manifest.batch_size
+        *_, last = local.train(setting.trainer, examples, batch, setting.config, order, begin)
+        out.append(last.adapter - start)
     return out
 
 
@@ -276,16 +270,14 @@ def line(row: dict[str, Any]) -> str:
 
 def render() -> None:
     """Put the committed result into docs/benchmarks.md: a row for each upload and rule, a column for each attack."""
-    rows = json.loads((RESULTS / "attacks.json").read_text())["rows"]
+    rows = read_rows("attacks")
     cases = list(dict.fromkeys((row["attack"], row["attackers_percent"]) for row in rows))
     heads = [f"{attack} {percent} %" if percent else attack for attack, percent in cases]
     lines = [f"| upload | rule | {' | '.join(heads)} |", "| --- | --- |" + " ---: |" * len(heads)]
     for upload, rule in dict.fromkeys((row["upload"], row["rule"]) for row in rows):
         found = [f"{row['accuracy_percent']:.1f}" for row in rows if (row["upload"], row["rule"]) == (upload, rule)]
         lines.append(f"| {upload} | {rule} | {' | '.join(found)} |")
-    before, _, rest = DOCS.read_text().partition("<!-- attacks -->")
-    _, _, after = rest.partition("<!-- /attacks -->")
-    DOCS.write_text(before + "<!-- attacks -->\n" + "\n".join(lines) + "\n<!-- /attacks -->" + after)
+    put_table("benchmarks.md", "attacks", lines)
 
 
 if __name__ == "__main__":

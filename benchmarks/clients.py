@@ -1,4 +1,4 @@
-"""The settings of benchmarks/strategies.py: whose examples the devices have, and which model they train.
+"""The settings of strategies.py, and data that attacks.py shares: whose examples devices have, which model they train.
 
 Nothing is downloaded: what lies under --data-root is read, and scikit-learn brings its digits along.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from covey_edge.data import Dataset, Examples, build_dataset, split
 from covey_edge.images import ImageExamples
@@ -77,15 +78,20 @@ def newsgroups(root: Path, count: int, seed: int) -> Documents:
     return out
 
 
-def digits(bundle: Bundle, count: int, seed: int) -> dict[str, Dataset]:
-    """scikit-learn's bundled digits, dealt out by a Dirichlet of 0.5; a fifth of each device's is held out."""
+def bundled_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """scikit-learn's handwritten digits, in its order: uint8 [N, 8, 8, 1] and int64 [N]."""
     from sklearn.datasets import load_digits
 
     load: Any = load_digits  # carries no types
-    found, image, rng = load(), bundle.manifest.image, np.random.default_rng(seed)
+    found = load()
+    return (found.images * (255 / 16)).round().astype(np.uint8)[..., None], found.target.astype(np.int64)
+
+
+def digits(bundle: Bundle, count: int, seed: int) -> dict[str, Dataset]:
+    """The bundled digits, dealt out by a Dirichlet of 0.5; a fifth of each device's is held out."""
+    (grey, labels), image, rng = bundled_digits(), bundle.manifest.image, np.random.default_rng(seed)
     assert image is not None
-    grey = (found.images * (255 / 16)).round().astype(np.uint8)
-    pictures, labels = np.repeat(grey[..., None], image.channels, axis=3), found.target.astype(np.int64)
+    pictures = np.repeat(grey, image.channels, axis=3)
     shares = rng.dirichlet([0.5] * count, 10)
     owner = np.array([rng.choice(count, p=shares[label]) for label in labels])
     own = (rng.permutation(np.flatnonzero(owner == i)) for i in range(count))

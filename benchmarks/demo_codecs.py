@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from report import RESULTS, write_report
+from report import RESULTS, put_table, write_report
 from tqdm import tqdm
 
 from covey_edge import local
@@ -38,8 +38,6 @@ from covey_shared.codec.chain import Codec
 from covey_shared.layout import Layout, Vector, vector_digest
 from covey_shared.messages import Adapter, LocalConfig, Scalar, Spec, Step, Update
 from covey_shared.prng import derive
-
-DOCS = Path(__file__).parent.parent / "docs" / "demo.md"
 
 
 class Method(NamedTuple):
@@ -246,9 +244,7 @@ def render() -> None:
         ratio = row["fewer_bytes_than_float32"]
         lines.append(f"| {row['method']} | {row['loss_after']:.4f} | {change:+.2%} | {ratio:.1f} |")
     lines.append(f"\n{data['meta']['rounds']} rounds, one seed; before training {base['loss_before']:.4f}.")
-    before, _, rest = DOCS.read_text().partition("<!-- results -->")
-    _, _, after = rest.partition("<!-- /results -->")
-    DOCS.write_text(before + "<!-- results -->\n" + "\n".join(lines) + "\n<!-- /results -->" + after)
+    put_table("demo.md", "results", lines)
 
 
 def summary(row: dict[str, Any], baseline: dict[str, Any]) -> str:

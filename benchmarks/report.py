@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 def machine() -> dict[str, Any]:
@@ -36,3 +37,17 @@ def write_report(name: str, meta: Mapping[str, Any], rows: Sequence[Mapping[str,
     path.write_text(json.dumps({"meta": {**machine(), **meta}, "rows": list(rows)}, indent=1) + "\n")
     print(f"wrote {path}")
     return path
+
+
+def read_rows(name: str) -> list[dict[str, Any]]:
+    """The rows of the last result."""
+    rows: list[dict[str, Any]] = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
+    return rows
+
+
+def put_table(page: str, mark: str, lines: Sequence[str]) -> None:
+    """Put lines between `<!-- mark -->` and `<!-- /mark -->` of a page in docs, so that no number is typed by hand."""
+    path = DOCS / page
+    before, _, rest = path.read_text().partition(f"<!-- {mark} -->")
+    _, _, after = rest.partition(f"<!-- /{mark} -->")
+    path.write_text(f"{before}<!-- {mark} -->\n" + "\n".join(lines) + f"\n<!-- /{mark} -->{after}")

@@ -24,13 +24,12 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
-from report import RESULTS, write_report
+from report import RESULTS, put_table, read_rows, write_report
 
 from covey_export.quiet import quiet
 from covey_export.runtimes import load_library, open_role
 from covey_export.threads import wait_passively
 
-DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 HEAD = "| base | runtime | CPU ms | of eager | peak MB | of eager | own MB | mapped MB | files MB |"
 NAMES = {"eager": "eager PyTorch", "onnx": "ONNX Runtime", "executorch": "ExecuTorch"}
 TITLES = {
@@ -258,7 +257,7 @@ def show(rows: list[Row]) -> None:
 
 def render() -> None:
     """Put the last result's tables into docs/benchmarks.md, so that no number there is typed by hand."""
-    rows = json.loads((RESULTS / "step.json").read_text())["rows"]
+    rows = read_rows("step")
     lines = []
     for case in dict.fromkeys(r["case"] for r in rows):
         lines += [f"{TITLES[case]}:", "", HEAD, "| --- | --- |" + " ---: |" * 7]
@@ -270,9 +269,7 @@ def render() -> None:
             if r["case"] == case
         ]
         lines.append("")
-    before, _, rest = DOCS.read_text().partition("<!-- step -->")
-    _, _, after = rest.partition("<!-- /step -->")
-    DOCS.write_text(before + "<!-- step -->\n" + "\n".join(lines) + "<!-- /step -->" + after)
+    put_table("benchmarks.md", "step", lines[:-1])
 
 
 def options() -> argparse.Namespace:
@@ -303,7 +300,7 @@ def main() -> None:
     show(rows)
     if not args.quick:
         path = RESULTS / "step.json"
-        old = json.loads(path.read_text())["rows"] if args.add and path.is_file() else []
+        old = read_rows("step") if args.add and path.is_file() else []
         new = {r["case"] for r in rows}
         meta = {"turns": args.turns, "steps": args.steps, "threads": THREADS, "time": "CPU time, shared machine"}
         write_report("step", meta, [*(r for r in old if r["case"] not in new), *rows])

@@ -5,31 +5,18 @@ real fleets they are most of what is needed (Shejwalkar et al. 2022, arXiv 2108.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from covey_server.task_file import DefenceSection
 from covey_shared.entries import Entries
 
 Floats = NDArray[np.float64]
 
 
-class Defence(NamedTuple):
-    """What a task bounds. `clip` is `none` or `adaptive`, to the `quantile` of a round's norms.
-
-    `device_share` and `issuer_share` are the most that one device, and all devices that one issuer enrolled, may weigh
-    in a round; 1 bounds nothing.
-    """
-
-    clip: str = "none"
-    quantile: float = 0.5
-    device_share: float = 1.0
-    issuer_share: float = 1.0
-
-
 def guarded(
-    defence: Defence,
+    defence: DefenceSection,
     updates: Callable[[], Iterable[Entries]],
     weights: Sequence[float],
     devices: Sequence[str],

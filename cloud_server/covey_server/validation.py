@@ -2,8 +2,7 @@
 
 from collections.abc import Set
 
-import numpy as np
-
+from covey_server.defence import norm
 from covey_server.refusals import Refused
 from covey_shared.codec import Codec
 from covey_shared.entries import Entries
@@ -49,9 +48,9 @@ def check_layout(theirs: str, ours: str) -> None:
 def read_entries(update: Update, codec: Codec, max_norm: float) -> Entries:
     """The decoded change, every value finite, its L2 norm at most `max_norm`. Raises PayloadError."""
     entries = codec.decode(update.parts)
-    norm = float(np.sqrt(np.square(entries.values, dtype=np.float64).sum()))
-    if not norm <= max_norm:
-        raise PayloadError(f"the change has norm {norm:.3g}, at most {max_norm:g} is accepted")
+    size = norm(entries)
+    if not size <= max_norm:
+        raise PayloadError(f"the change has norm {size:.3g}, at most {max_norm:g} is accepted")
     return entries
 
 

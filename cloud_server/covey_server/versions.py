@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from covey_server import access, recipe
-from covey_server.defence import Defence, guarded
+from covey_server.defence import guarded
 from covey_server.recipe import ServerState
 from covey_server.regroup import Grouping, aligned, cohort_of, copied, inherited, regrouped
 from covey_server.run import Run
@@ -52,7 +52,7 @@ def weighed(run: Run, server: ServerState, rows: Sequence[UpdateRow]) -> Iterato
     """The updates with what each weighs, bounded as the task's [defence] says."""
     weights = [run.recipe.strategy.weigh(row.examples) for row in rows]
     devices = [row.client for row in rows]
-    bounds = Defence(**dataclasses.asdict(run.task.defence))
+    bounds = run.task.defence
     cohorts = [cohort_of(run.grouping, server.cohorts, name) for name in devices]
     labels = run.db.run(access.issuers) if bounds.issuer_share < 1 else {}
     issuers = [f"label {labels[name]}" if name in labels else f"device {name}" for name in devices]

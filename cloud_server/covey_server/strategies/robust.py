@@ -12,8 +12,11 @@ Krum compares whole updates and needs the same coordinates in all.
 import math
 from collections.abc import Callable
 
+import numpy as np
+
 from covey_server import robust
-from covey_server.strategies.base import Strategy, add_weighted, empty, mean
+from covey_server.strategies.base import Strategy, Sum, add_weighted, mean
+from covey_server.strategies.space import Gathered, gather
 from covey_shared.entries import Entries
 from covey_shared.layout import Vector
 
@@ -36,7 +39,7 @@ def krum(attackers: float) -> Strategy:
     def rule(updates: list[Entries], hostile: int) -> Vector:
         hostile = min(hostile, max(0, (len(updates) - 3) // 2))  # what Krum needs to outvote them
         chosen = robust.krum(updates, hostile, keep=len(updates) - hostile) if hostile else range(len(updates))
-        total = empty(updates[0].dense())
+        total = Sum(np.zeros(updates[0].size, np.float64), 0.0)
         for i in sorted(chosen):
             total = add_weighted(total, updates[i], 1.0)
         return mean(total)
@@ -50,10 +53,8 @@ def hostile_of(devices: int, attackers: float) -> int:
 
 
 def _strategy(name: str, attackers: float, rule: Rule) -> Strategy:
-    def add(updates: list[Entries], entries: Entries, weight: float) -> list[Entries]:
-        return [*updates, entries]
-
-    def finish(updates: list[Entries]) -> Vector:
+    def finish(round_: Gathered) -> Vector:
+        updates = [device.entries for device in round_.returned]
         return rule(updates, hostile_of(len(updates), attackers))
 
-    return Strategy(name, lambda start: [], add, finish)
+    return Strategy(name, Gathered, gather, finish)
