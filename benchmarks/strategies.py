@@ -17,29 +17,21 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from clients import RANKS, Setting, prepare
 from report import RESULTS, write_report
+from simulation import Client, Plan, clients_of, one_round, plan_of, score, with_second
 from tqdm import tqdm
 
 from covey_edge import fusion, local
-from covey_edge.data import Dataset, Examples, evaluation_batches, split
-from covey_edge.parts import PartTrainer, Share, share
-from covey_edge.trainers import GraphTrainer, Trainer
-from covey_server import recipe, task_file
-from covey_server.division import Divided, divide
-from covey_server.optimizers import make_optimizer
-from covey_server.run import spec_of
-from covey_server.strategies import Space, make_strategy
-from covey_server.task_file import TaskFile
-from covey_shared.codec import codec_from_spec, error_feedback
-from covey_shared.entries import Entries
+from covey_edge.data import evaluation_batches
+from covey_edge.parts import Share, share
+from covey_edge.trainers import GraphTrainer
+from covey_server import recipe
 from covey_shared.layout import Vector
-from covey_shared.prng import derive
 
 LEVELS = '[upload]\ncodec = "levels"\nerror = 0.1\n[download]\ncodec = "levels"\nerror = 0.1\n'
 
@@ -93,17 +85,6 @@ METHODS: dict[str, Method] = {
 }  # fmt: skip
 
 
-@dataclass
-class Client:
-    """One device: its examples, those that fusion is searched on, and what it remembers."""
-
-    name: str
-    data: Dataset
-    searched: Examples
-    own: Vector = field(default_factory=lambda: np.empty(0, np.float32))
-    codecs: dict[str, Any] = field(default_factory=dict)
-
-
 class Point(NamedTuple):
     """A version: held-out loss in nats and share of hits, as everybody gets it and with devices' own; bytes so far."""
 
@@ -114,39 +95,6 @@ class Point(NamedTuple):
     personal_accuracy: float
     up: int
     down: int
-
-
-def clients_of(setting: Setting, *, fuses: bool) -> list[Client]:
-    """The devices, fresh."""
-    out = []
-    for name, data in setting.data.items():
-        searched = data.train
-        if fuses:
-            data, searched = data._replace(train=split(data.train, 0.1, "").train), split(data.train, 0.1, "").heldout
-        out.append(Client(name, data, searched))
-    return out
-
-
-class Plan(NamedTuple):
-    """A task, made ready."""
-
-    task: TaskFile
-    divided: Divided
-    how: recipe.Recipe
-
-
-def plan_of(setting: Setting, text: str, seed: int) -> Plan:
-    """What `covey serve` makes of a task file."""
-    manifest = setting.bundle.manifest
-    task = task_file.parse(f'[task]\nbundle = ""\nseed = {seed}\n{text}')
-    config = replace(task.client, steps=setting.steps, learning_rate=setting.rate)
-    task = replace(task, client=config)
-    chosen = make_strategy(
-        task.strategy.name, task.strategy.args, Space(manifest.layout, manifest.frozen, manifest.ranks)
-    )
-    divided = divide(setting.bundle, seed, chosen, task.personal, spec_of(task.upload))
-    down = codec_from_spec(spec_of(task.download), divided.published)
-    return Plan(task, divided, recipe.Recipe(chosen, make_optimizer(task.server.name, task.server.args), down))
 
 
 def federated(setting: Setting, method: Method, seed: int, bar: Any) -> Iterator[Point]:
@@ -175,31 +123,6 @@ def federated(setting: Setting, method: Method, seed: int, bar: Any) -> Iterator
             yield measured(setting, plan, clients, shares, state, up, down)
 
 
-def one_round(
-    setting: Setting, plan: Plan, client: Client, part: Share, view: Vector, round_: int, seed: int
-) -> tuple[Entries, int]:
-    """One device's training and upload: the entries that the server folds, and their bytes."""
-    adapter, second = part.whole(view, client.own, round_)
-    trainer = PartTrainer(with_second(setting.trainer, second), adapter, part.trained(round_))
-    before, config = adapter[trainer.where], plan.task.client.config()
-    stream = local.batch_seed(seed, round_, client.name)
-    batch_size = setting.bundle.manifest.batch_size
-    *_, last = local.train(trainer, client.data.train, batch_size, config, stream, local.begin(before, config))
-    layout = part.division.uploaded(round_, part.rank)
-    plain = plan.divided.uploads[layout.digest]
-    codec = error_feedback(plain) if config.error_feedback else plain
-    known = client.codecs.get(layout.digest)
-    known = codec.init(derive(seed, "codec", client.name)) if known is None else known
-    known = codec.look(part.sent(last.adapter, round_), known)
-    parts, client.codecs[layout.digest] = codec.encode(part.sent(last.adapter - before, round_), known)
-    sharing = part.division.sharing
-    if not sharing.fusion:
-        client.own = part.kept(last.adapter, round_)
-    elif not len(client.own) or round_ % sharing.sync_every == 0:
-        client.own = trainer.full(last.adapter)
-    return plan.divided.lifted(plain.decode(parts), layout.digest), sum(map(len, parts.values()))
-
-
 def local_only(setting: Setting, seed: int, bar: Any) -> Iterator[Point]:
     """Every device for itself: as many steps, nothing sent."""
     plan = plan_of(setting, LEVELS, seed)
@@ -220,11 +143,6 @@ def local_only(setting: Setting, seed: int, bar: Any) -> Iterator[Point]:
             alone = [(setting.trainer, client.own, client) for client in clients]
             yield Point(round_, np.nan, np.nan, *score(setting, alone), 0, 0)
     del part
-
-
-def with_second(trainer: GraphTrainer, second: Vector | None) -> GraphTrainer:
-    """The trainer with a second adapter, if there is one."""
-    return trainer if second is None else trainer.with_frozen(second)
 
 
 def measured(
@@ -262,16 +180,6 @@ def fused(setting: Setting, part: Share, client: Client, shared: Vector) -> tupl
         return sum(s.loss_sum for s in scores) / sum(s.tokens for s in scores)
 
     return mixed(*fusion.search(loss)[:2])
-
-
-def score(setting: Setting, models: Sequence[tuple[Trainer, Vector, Client]]) -> tuple[float, float]:
-    """(loss, accuracy) over all devices' held-out examples, each counted once."""
-    loss, tokens, hits = 0.0, 0, 0
-    for trainer, adapter, client in models:
-        for batch in evaluation_batches(client.data.heldout, setting.bundle.manifest.batch_size, setting.eval_batches):
-            got = trainer.evaluate(adapter, batch)
-            loss, tokens, hits = loss + got.loss_sum, tokens + got.tokens, hits + got.correct
-    return loss / tokens, hits / tokens
 
 
 def main() -> None:
