@@ -2,8 +2,9 @@
 
 Two vectors stand for the adapter. `w` is the server's, dense and exact. `view` is what every device holds, bit for
 bit: the seeded start plus every published step. A step is coded lossily from w - view, so what the codec dropped stays
-in that difference and is sent later: the server carries the error of its own broadcast. A strategy that publishes
-absolute weights codes w itself, added to zero.
+in that difference and is sent later: the server carries the error of its own broadcast. Where devices come by once in
+many rounds, a task has every version coded from the seeded start instead, so that one step leads there from anywhere.
+A strategy that publishes absolute weights codes w itself, added to zero.
 
 Pure, apart from the vectors that a fold may reuse. What this does not know: rounds, files, devices.
 """
@@ -25,11 +26,21 @@ from covey_shared.messages import Step
 
 
 class Recipe(NamedTuple):
-    """What a task prescribes: how updates are averaged, how the server steps, how its steps are coded."""
+    """What a task prescribes: how updates are averaged, how the server steps, how its steps are coded.
+
+    `origin` float32 [n] is what each version is coded from, None for the version before.
+    """
 
     strategy: Strategy
     optimizer: Optimizer
     codec: Codec
+    origin: Vector | None = None
+
+    def base(self, version: int) -> int:
+        """The version that a version's step is added to; 0 is the seeded start, -1 the zero vector."""
+        if self.strategy.absolute:
+            return -1
+        return max(version - 1, 0) if self.origin is None else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -103,10 +114,10 @@ def advance(recipe: Recipe, state: ServerState, change: Vector) -> tuple[ServerS
 
 def _published(recipe: Recipe, state: ServerState) -> tuple[ServerState, Step]:
     """The state with its view moved by what its step decodes to."""
-    absolute = recipe.strategy.absolute
-    parts, codec = recipe.codec.encode(state.w if absolute else state.w - state.view, state.codec)
+    base = state.view if recipe.origin is None else recipe.origin
+    base = np.zeros_like(state.w) if recipe.strategy.absolute else base
+    parts, codec = recipe.codec.encode(state.w - base, state.codec)
     step = Step(version=state.version, codec=recipe.codec.spec, parts=parts)
-    base = np.zeros_like(state.w) if absolute else state.view
     view = apply_step(base, recipe.codec, step)
     return replace(state, view=view, codec=codec), step
 

@@ -110,6 +110,7 @@ def open_run(task: TaskFile, folder: Path, now: float) -> Run:
         strategy,
         make_optimizer(task.server.name, task.server.args),
         codec_of("download", task.download, divided.published),
+        divided.begin() if task.since == "start" else None,
     )
     lock = lock_folder(folder)
     db = _open_database(folder / "covey.sqlite")
@@ -217,7 +218,7 @@ def store_version(
     return store.VersionRow(
         version=state.version,
         parent=state.version - 1 if state.version else None,
-        base=-1 if how.strategy.absolute else max(state.version - 1, 0),
+        base=how.base(state.version),
         step=blobs.put(step.to_bytes()) if step else None,
         step_bytes=sum(len(part) for part in step.parts.values()) if step else 0,
         state=blobs.put(state.to_bytes()),

@@ -82,6 +82,7 @@ PRESETS: dict[str, dict[str, Scalar]] = {
 SELECTIONS = ("first-come", "uniform")
 MODES = ("sync", "async")
 STALENESS = ("polynomial", "constant", "none")
+SINCE = ("version", "start")
 # Keys of [round] that mean something in one mode only; the others hold in both.
 SYNC_KEYS = ("target", "over_selection", "minimum", "selection", "pool_s")
 ASYNC_KEYS = ("buffer", "concurrency", "max_staleness", "staleness", "staleness_power", "staleness_factor")
@@ -238,6 +239,7 @@ class TaskFile:
     client: ClientSection
     defence: DefenceSection = DefenceSection()
     personal: PersonalSection = PersonalSection()
+    since: str = "version"  # of [download]: what a version is coded from; `start` where a device seldom comes by
 
     def to_json(self) -> str:
         """The canonical text that is stored with a run."""
@@ -281,10 +283,11 @@ def parse(text: str) -> TaskFile:
         strategy=strategy,
         server=_server(tables["server"], strategy),
         upload=_codec("upload", tables["upload"], strategy, "density_up", "sign"),
-        download=_codec("download", tables["download"], strategy, "density_down", "levels"),
+        download=_codec("download", _but(tables["download"], "since"), strategy, "density_down", "levels"),
         client=_client(tables["client"], strategy),
         defence=_section(DefenceSection, "defence", tables["defence"]),
         personal=_section(PersonalSection, "personal", tables["personal"]),
+        since=_since(tables["download"], strategy),
     )
 
 
@@ -311,6 +314,30 @@ def _check_whole_rounds(strategy: Named, tables: dict[str, Table]) -> None:
         raise TaskFileError(
             f"strategy {strategy.name!r} says itself what the next adapter is; remove [server], or use 'fedavg'"
         )
+
+
+def _since(table: Table, strategy: Named) -> str:
+    """What stands in [download] beside its codec."""
+    since = typed("[download] since", table.get("since", "version"), str)
+    one_of("[download] since", since, SINCE)
+    if since != "version" and is_paper(strategy):
+        raise TaskFileError("[download] since means nothing with FLASC's paper mode, which sends weights; remove it")
+    if since == "start" and any(name in ("segments", "segment", "adaptive") for name in _codec_names(table)):
+        raise TaskFileError(
+            "[download] since = 'start' sends each version whole, and this codec sends a segment of it; use 'levels', "
+            "or since = 'version'"
+        )
+    return since
+
+
+def _but(table: Table, key: str) -> Table:
+    return {k: v for k, v in table.items() if k != key}
+
+
+def _codec_names(table: Table) -> list[Any]:
+    """The preset, or the stages, that a section names."""
+    stages = table.get("codec")
+    return [s.get("name") for s in stages if isinstance(s, dict)] if isinstance(stages, list) else [stages]
 
 
 def is_paper(strategy: Named) -> bool:
@@ -340,9 +367,7 @@ def _client(table: Table, strategy: Named) -> ClientSection:
 def _check_strategy(strategy: Named, upload: Table) -> None:
     if "attackers" in strategy.args:
         in_range("[strategy] attackers", float(strategy.args["attackers"]), 0.0, 0.499)
-    stages = upload.get("codec")
-    names = [s.get("name") for s in stages if isinstance(s, dict)] if isinstance(stages, list) else [stages]
-    sparse = next((name for name in names if name in SPARSE), None)
+    sparse = next((name for name in _codec_names(upload) if name in SPARSE), None)
     if strategy.name in WHOLE_UPDATES and sparse:
         raise TaskFileError(
             f"strategy {strategy.name!r} compares updates coordinate by coordinate, and [upload] codec {sparse!r} lets "

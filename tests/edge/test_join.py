@@ -107,6 +107,7 @@ def test_mixed_runtimes_in_one_task_hold_the_same_bits(lm: Bundle, text: Path, t
 STRATEGIES = {
     "dense": '[upload]\ncodec = "dense"\n[download]\ncodec = "dense"\n',
     "flasc": 'error_feedback = false\n[strategy]\nname = "flasc"\n',
+    "since-start": '[download]\nsince = "start"\n',
     "flasc-paper": '[strategy]\nname = "flasc"\nmode = "paper"\n',
 }
 

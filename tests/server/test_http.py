@@ -57,6 +57,19 @@ def test_a_device_that_missed_rounds_gets_the_steps_or_the_whole(tmp_path: Path)
         assert other.fetch(2, server.start).base == 0, "an older version comes as steps from the start"
 
 
+def test_versions_coded_from_the_start_are_one_step_whatever_a_device_holds(tmp_path: Path) -> None:
+    text = '[download]\nsince = "start"\ncodec = "levels"\nerror = 0.5\n'
+    with served(write_task(tmp_path, text, target=1)) as server:
+        run_to_end([server.device("a")], server.start)
+        for held in (None, 1, 2):
+            late = server.device(f"late{held}")
+            if held is not None:
+                late.fetch(held, server.start)
+            message = late.fetch(3, server.start)
+            assert (message.base, [s.version for s in message.steps]) == (0, [3])
+            assert late.view.tobytes() == server.aggregator.server.view.tobytes()
+
+
 def test_flasc_paper_sends_masked_weights_from_zero(tmp_path: Path) -> None:
     text = '[strategy]\nname = "flasc"\nmode = "paper"\ndensity_up = 0.25\ndensity_down = 0.5\n'
     with served(write_task(tmp_path, text)) as server:

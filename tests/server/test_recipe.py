@@ -170,6 +170,21 @@ def test_devices_hold_the_view_bit_for_bit(name: str, absolute: bool) -> None:
         assert apply_step(np.zeros(N, np.float32), exact, again).tobytes() == state.view.tobytes()
 
 
+@pytest.mark.parametrize("name", ["dense", "sign", "levels", "topk"])
+def test_a_version_coded_from_the_start_is_one_step_from_anywhere(name: str) -> None:
+    codec, start = codec_from_spec(CODECS[name], LAYOUT), LAYOUT.start(1)
+    recipe = Recipe(fedavg(), sgd(1.0), codec, origin=start)
+    state, step = first(recipe, start, 1)
+    assert step is None
+    for round_ in range(1, 5):
+        change = np.random.default_rng(round_).standard_normal(N).astype(np.float32)
+        before = state
+        state, step = advance(recipe, state, change)
+        assert recipe.base(state.version) == 0
+        assert np.array_equal(state.w, before.w + change)  # no error of a broadcast reaches the weights
+        assert vector_digest(apply_step(start, codec, step)) == vector_digest(state.view)
+
+
 def test_what_the_broadcast_drops_is_sent_later() -> None:
     recipe = Recipe(fedavg(), sgd(1.0), codec_from_spec(presets.flasc(0.25), LAYOUT))
     state, _ = first(recipe, LAYOUT.start(1), 1)

@@ -39,6 +39,12 @@ WRONG = [
     (HEAD + '[defence]\nclip = "adaptiv"\n', "did you mean 'adaptive'?"),
     (HEAD + "[defence]\ndevice_share = 0\n", "[defence] device_share must be"),
     (HEAD + '[strategy]\nname = "flasc"\nmode = "papr"\n', "did you mean 'paper'?"),
+    (
+        HEAD + '[strategy]\nname = "flasc"\nmode = "paper"\n[download]\nsince = "start"\n',
+        "since means nothing with FLASC",
+    ),
+    (HEAD + '[download]\nsince = "begin"\n', "[download] since is 'begin', which is unknown"),
+    (HEAD + '[download]\nsince = "start"\ncodec = "segments"\n', "sends each version whole"),
     (HEAD + '[strategy]\nname = "flasc"\ndensity_up = 0\n', "density_up must be above 0"),
     (HEAD + '[strategy]\nname = "flasc"\n[upload]\ncodec = "sign"\n', "[upload] cannot stand beside strategy 'flasc'"),
     (HEAD + '[strategy]\nname = "flasc"\nmode = "paper"\n[client]\nerror_feedback = true\n', "error_feedback must be"),
