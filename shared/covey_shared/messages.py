@@ -9,8 +9,10 @@ What this does not know: HTTP, storage, and what the bytes of a codec mean.
 
 import dataclasses
 import math
+import re
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar, Union
@@ -24,6 +26,8 @@ MAX_ITEMS = 4096  # of any list or map in a message
 MAX_ALL = 131_072  # items of all its lists and maps together: what they weigh in memory, not on the wire, is bounded
 MAX_TEXT = 65_536  # bytes of any string
 NAME_BYTES = 64
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Scalar = Union[bool, int, float, str]  # noqa: UP007  (typing.get_origin tells it from X | None)
 
@@ -35,23 +39,24 @@ def _require(ok: bool, sentence: str) -> None:
         raise MessageError(sentence)
 
 
+@cache
+def _field_names(cls: type) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(cls))
+
+
 def check_name(what: str, name: str) -> None:
     """A name that may stand in a URL, a file name and a log: 1 to 64 letters, digits, '.', '_', '-'; no leading '.'."""
-    ok = (
-        0 < len(name) <= NAME_BYTES
-        and name[0] != "."
-        and all(c.isascii() and (c.isalnum() or c in "._-") for c in name)
-    )
-    _require(
-        ok,
-        f"{what} must be 1 to {NAME_BYTES} letters, digits, '.', '_' or '-', not beginning with '.'; got {name[:80]!r}",
-    )
+    if not (len(name) <= NAME_BYTES and NAME.fullmatch(name)):
+        raise MessageError(
+            f"{what} must be 1 to {NAME_BYTES} letters, digits, '.', '_' or '-', not beginning with '.'; "
+            f"got {name[:80]!r}"
+        )
 
 
 def check_digest(what: str, digest: str) -> None:
     """A SHA-256 in lower-case hex."""
-    ok = len(digest) == 64 and all(c in "0123456789abcdef" for c in digest)
-    _require(ok, f"{what} must be 64 lower-case hex digits, got {digest[:80]!r}")
+    if not DIGEST.fullmatch(digest):
+        raise MessageError(f"{what} must be 64 lower-case hex digits, got {digest[:80]!r}")
 
 
 class Message:
@@ -71,7 +76,7 @@ class Message:
         )  # fmt: skip
         unpacker.feed(data)
         try:
-            message = _read(Reader(unpacker), cls, cls.__name__)
+            message = _reader(cls)(Reader(unpacker), cls.__name__)
         except MessageError:
             raise
         except Exception as error:  # msgpack raises its own classes, ValueError, UnicodeDecodeError and more
@@ -104,7 +109,7 @@ class Reader:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Message):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}  # type: ignore[arg-type]
+        return {name: _plain(getattr(value, name)) for name in _field_names(type(value))}
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
     if isinstance(value, dict):
@@ -112,47 +117,69 @@ def _plain(value: Any) -> Any:
     return value
 
 
+Read = Callable[[Reader, str], Any]  # one value from the unpacker, or MessageError that names the field
+
+
 @cache
-def _schema(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def _read(unpacker: Reader, kind: Any, where: str) -> Any:
-    """One value of type `kind`, or MessageError that names the field."""
+def _reader(kind: Any) -> Read:
+    """What reads a value of type `kind`. Made once: an upload is read as fast as its bytes allow."""
     if isinstance(kind, type) and issubclass(kind, Message):
-        return _read_message(unpacker, kind, where)
+        return _message_reader(kind)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
+        return _tuple_reader(_reader(args[0]))
+    if origin is dict:
+        return _dict_reader(_reader(args[1]))
+    if origin in (Union, types.UnionType):
+        return lambda unpacker, where: _union(unpacker.unpack(), args, where)
+    return lambda unpacker, where: _scalar(unpacker.unpack(), kind, where)
+
+
+def _tuple_reader(item: Read) -> Read:
+    def read(unpacker: Reader, where: str) -> Any:
         count = unpacker.read_array_header()
         _require(count <= MAX_ITEMS, f"{where} has {count} items, at most {MAX_ITEMS} are allowed")
-        return tuple(_read(unpacker, args[0], f"{where}[{i}]") for i in range(count))
-    if origin is dict:
+        return tuple([item(unpacker, f"{where}[{i}]") for i in range(count)])
+
+    return read
+
+
+def _dict_reader(item: Read) -> Read:
+    def read(unpacker: Reader, where: str) -> Any:
         count = unpacker.read_map_header()
         _require(count <= MAX_ITEMS, f"{where} has {count} entries, at most {MAX_ITEMS} are allowed")
         out: dict[str, Any] = {}
         for _ in range(count):
             key = _scalar(unpacker.unpack(), str, f"a key of {where}")
-            _require(key not in out, f"{where} has the key {key[:40]!r} twice")
-            out[key] = _read(unpacker, args[1], f"{where}.{key[:40]}")
+            if key in out:
+                raise MessageError(f"{where} has the key {key[:40]!r} twice")
+            out[key] = item(unpacker, f"{where}.{key[:40]}")
         return out
-    if origin in (Union, types.UnionType):
-        return _union(unpacker.unpack(), args, where)
-    return _scalar(unpacker.unpack(), kind, where)
+
+    return read
 
 
-def _read_message(unpacker: Reader, cls: type, where: str) -> Any:
-    schema = _schema(cls)
-    count = unpacker.read_map_header()
-    _require(count <= len(schema), f"{where} has {count} fields, {cls.__name__} has {len(schema)}")
-    values: dict[str, Any] = {}
-    for _ in range(count):
-        key = _scalar(unpacker.unpack(), str, f"a field name of {where}")
-        _require(key in schema, f"{where} has the unknown field {key[:40]!r}")
-        _require(key not in values, f"{where} has the field {key!r} twice")
-        values[key] = _read(unpacker, schema[key], f"{where}.{key}")
-    missing = [name for name in schema if name not in values]
-    _require(not missing, f"{where} lacks the field {missing[0] if missing else ''!r}")
-    return cls(**values)
+def _message_reader(cls: type) -> Read:
+    readers = {name: (_reader(kind), f".{name}") for name, kind in typing.get_type_hints(cls).items()}
+
+    def read(unpacker: Reader, where: str) -> Any:
+        count = unpacker.read_map_header()
+        _require(count <= len(readers), f"{where} has {count} fields, {cls.__name__} has {len(readers)}")
+        values: dict[str, Any] = {}
+        for _ in range(count):
+            key = _scalar(unpacker.unpack(), str, f"a field name of {where}")
+            if key not in readers:
+                raise MessageError(f"{where} has the unknown field {key[:40]!r}")
+            if key in values:
+                raise MessageError(f"{where} has the field {key!r} twice")
+            field, name = readers[key]
+            values[key] = field(unpacker, where + name)
+        if len(values) < len(readers):
+            missing = next(name for name in readers if name not in values)
+            raise MessageError(f"{where} lacks the field {missing!r}")
+        return cls(**values)
+
+    return read
 
 
 def _union(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
@@ -164,9 +191,10 @@ def _union(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
 def _scalar(value: Any, kind: Any, where: str) -> Any:
     if kind is float and type(value) is int:
         value = float(value)  # msgpack writers may shorten 1.0 to 1
-    _require(type(value) is kind, f"{where} is a {type(value).__name__}, expected {kind.__name__}")
-    if kind is float:
-        _require(math.isfinite(value), f"{where} is {value}, expected a finite number")
+    if type(value) is not kind:
+        raise MessageError(f"{where} is a {type(value).__name__}, expected {kind.__name__}")
+    if kind is float and not math.isfinite(value):
+        raise MessageError(f"{where} is {value}, expected a finite number")
     return value
 
 
