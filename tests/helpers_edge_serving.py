@@ -16,6 +16,7 @@ def serving(
     rounds: int = 2,
     target: int = 1,
     seed: int = 7,
+    rank: int = 0,
     keep_updates: bool = False,
     more: str = "",
     is_open: bool = True,
@@ -25,7 +26,7 @@ def serving(
     folder.mkdir(exist_ok=True)
     path = folder / "task.toml"
     path.write_text(
-        f'[task]\nname = "test"\nbundle = "{bundle.folder}"\nrounds = {rounds}\nseed = {seed}\n'
+        f'[task]\nname = "test"\nbundle = "{bundle.folder}"\nrounds = {rounds}\nseed = {seed}\nrank = {rank}\n'
         f"keep_updates = {'true' if keep_updates else 'false'}\n"
         + (f"[round]\ntarget = {target}\nretry_s = 0.05\n" if target else "")
         + f"[client]\nsteps = 8\nlearning_rate = 0.02\n{more}"

@@ -36,12 +36,14 @@ class Ended(NamedTuple):
     log: list[dict[str, Any]]
 
 
-def bigram_bundle(folder: Path, **changes: object) -> Bundle:
-    """A bundle of the bigram model on disk."""
-    graph = {"onnx/train.onnx": File(sha256=hashlib.sha256(b"").hexdigest(), bytes=0)}
-    (folder / "onnx").mkdir(parents=True)
-    (folder / "onnx" / "train.onnx").touch()
-    (folder / "manifest.json").write_bytes(manifest_of(files=graph, **changes).to_bytes())
+def bigram_bundle(folder: Path, more: Mapping[str, bytes] = {}, **changes: object) -> Bundle:
+    """A bundle of the bigram model on disk; `more` are the contents of further files."""
+    contents, files = {"onnx/train.onnx": b"", **more}, {}
+    for name, data in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+        files[name] = File(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+    (folder / "manifest.json").write_bytes(manifest_of(files=files, **changes).to_bytes())
     return Bundle.open(folder)
 
 

@@ -366,7 +366,8 @@ class Aggregator:
             return
         name = self.run.task.task.name
         adapter, second = self.run.divided.model(view)
-        what = (self.publish_dir, self.run.bundle, name, version, adapter, second, self.control.pinned)
+        layout = self.run.divided.division.top
+        what = (self.publish_dir, self.run.bundle, name, version, adapter, second, self.control.pinned, layout)
         try:
             await asyncio.to_thread(publish_adapter, *what)
         except OSError as error:

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from covey_server.policies import patterns_of
-from covey_server.strategies import Strategy
+from covey_server.strategies import Space, Strategy
 from covey_server.task_file import PersonalSection
 from covey_shared.bundle import Bundle
 from covey_shared.codec import Codec, codec_from_spec
 from covey_shared.entries import Entries
 from covey_shared.errors import CodecError, LayoutError, TaskFileError
 from covey_shared.layout import Layout, Vector
+from covey_shared.manifest import Manifest
 from covey_shared.messages import PLAIN, Spec
 from covey_shared.sharing import PERSONAL, Division, fresh_seed
 
@@ -63,9 +64,9 @@ class Divided:
         return self.division.at(self.start, view, fresh=fresh)
 
     def model(self, view: Vector) -> tuple[Vector, Vector | None]:
-        """(adapter, second adapter) that everybody gets: personal and fixed tensors at their start."""
+        """(adapter of `division.top`, second adapter) that everybody gets: what is not shared is at its start."""
         space = self.whole(view)
-        return space[: self.division.adapter.size], self.division.second_at(space)
+        return space[: self.division.top.size], self.division.second_at(space)
 
     def lifted(self, entries: Entries, layout: str, cohort: int = 0) -> Entries:
         """An update of a layout as entries of the space, in ascending order.
@@ -93,12 +94,31 @@ class Divided:
         return self._places[layout, cohort]
 
 
-def divide(bundle: Bundle, seed: int, strategy: Strategy, personal: PersonalSection, upload: Spec) -> Divided:
-    """The division that a strategy and a task's [personal] ask for; raises TaskFileError where they cannot be had."""
+def space_of(manifest: Manifest, rank: int = 0) -> Space:
+    """What a task of this largest rank (0: the bundle's) has of a bundle. Raises TaskFileError for one it lacks."""
+    if rank not in (0, *manifest.ranks):
+        have = ", ".join(map(str, manifest.ranks)) or "none"
+        raise TaskFileError(
+            f"[task] rank = {rank}: the bundle was exported with {have}; take one of these, or export it with --ranks"
+        )
+    ranks = manifest.ranks if len(manifest.ranks) > 1 else ()  # alone it says nothing, and modules may have their own
+    if rank in (0, manifest.rank):
+        return Space(manifest.layout, manifest.frozen, ranks)
+    return Space(manifest.layout.at_rank(rank), manifest.frozen, tuple(r for r in ranks if r <= rank))
+
+
+def divide(
+    bundle: Bundle, seed: int, strategy: Strategy, personal: PersonalSection, upload: Spec, rank: int = 0
+) -> Divided:  # fmt: skip
+    """The division that a strategy, a task's [personal] and its largest rank (0: the bundle's) ask for.
+
+    Raises TaskFileError where they cannot be had.
+    """
     manifest = bundle.manifest
+    ranks = strategy.sharing.ranks or ((rank,) if rank not in (0, manifest.rank) else ())
     try:
         kept = patterns_of(personal.policy, manifest.layout, personal.blocks, personal.tensors)
-        division = Division(manifest.layout, manifest.frozen, replace(strategy.sharing, personal=kept))
+        division = Division(manifest.layout, manifest.frozen, replace(strategy.sharing, personal=kept, ranks=ranks))
     except LayoutError as error:
         raise TaskFileError(f"[personal] or strategy {strategy.name!r}: {error}") from None
     torn = [t for t in manifest.layout.tensors if t.kind in ("lora_A", "lora_B") and division.label(t) == PERSONAL]

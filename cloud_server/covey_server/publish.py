@@ -13,31 +13,33 @@ from pathlib import Path
 from covey_server.blobs import sync_folder, write_durably
 from covey_server.failpoints import failpoint
 from covey_shared.bundle import Bundle
-from covey_shared.layout import Vector
+from covey_shared.layout import Layout, Vector
 from covey_shared.merged import merged, merged_config
 from covey_shared.peft_folder import CONFIG, peft_files
 
 
 def publish_adapter(
     folder: Path, bundle: Bundle, task: str, version: int, vector: Vector, second: Vector | None = None,
-    latest: int | None = None,
+    latest: int | None = None, layout: Layout | None = None,
 ) -> Path:  # fmt: skip
     """Write one version and point `latest` at it; returns its folder. What is already there is left as it is.
 
     With a `second` adapter what is written is one adapter that adds what both add. `latest` is the version that a
-    publisher has pinned: then that is the one pointed at.
+    publisher has pinned: then that is the one pointed at. `layout` is the vector's, of a rank of the bundle; without it
+    the bundle's.
     """
     final = folder / f"v{version}"
     folder.mkdir(parents=True, exist_ok=True)
     if not final.exists():
-        _write_folder(folder, final, _files(bundle, task, version, vector, second))
+        _write_folder(folder, final, _files(bundle, task, version, vector, second, layout or bundle.manifest.layout))
     point_latest(folder, version if latest is None else latest)
     return final
 
 
-def _files(bundle: Bundle, task: str, version: int, vector: Vector, second: Vector | None) -> dict[str, bytes]:
-    layout, origin = bundle.manifest.layout, {"task": task, "version": version}
-    beside = bundle.manifest.frozen
+def _files(
+    bundle: Bundle, task: str, version: int, vector: Vector, second: Vector | None, layout: Layout
+) -> dict[str, bytes]:  # fmt: skip
+    origin, beside = {"task": task, "version": version}, bundle.manifest.frozen
     if second is None or beside is None:
         return peft_files(bundle, layout, vector, origin)
     whole, both = merged(layout, vector, beside, second)

@@ -7,7 +7,6 @@ contradicts what is stored is refused by the key that changed.
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -15,33 +14,22 @@ from typing import IO
 from covey_server import buffers, recipe, rounds, store, task_file
 from covey_server.blobs import Blobs
 from covey_server.database import Database
-from covey_server.division import Divided, divide
+from covey_server.division import Divided
 from covey_server.engine import Machine
 from covey_server.failpoints import failpoint
-from covey_server.optimizers import make_optimizer
+from covey_server.prepare import prepare
+from covey_server.prepare import spec_of as spec_of
 from covey_server.recipe import Recipe, ServerState
-from covey_server.regroup import Grouping, grouping_of
+from covey_server.regroup import Grouping
 from covey_server.schema import SCHEMA
 from covey_server.segments import Segments
-from covey_server.strategies import Space, make_strategy
-from covey_server.task_file import Named, TaskFile
+from covey_server.task_file import TaskFile
 from covey_shared.bundle import Bundle
 from covey_shared.codec import Codec, codec_from_spec, presets
 from covey_shared.entries import Entries
-from covey_shared.errors import CodecError, TaskFileError, UsageError
+from covey_shared.errors import TaskFileError, UsageError
 from covey_shared.layout import Layout, vector_digest
-from covey_shared.messages import Spec, StageSpec, Step, Update
-
-PRESETS: dict[str, Callable[..., Spec]] = {
-    "dense": presets.dense,
-    "sign": presets.sign,
-    "levels": presets.levels,
-    "flasc": presets.flasc,
-    "affine": presets.affine,
-    "segments": presets.segments,
-    "adaptive": presets.adaptive,
-    "important": presets.important,
-}
+from covey_shared.messages import Step, Update
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,18 +88,8 @@ class Run:
 def open_run(task: TaskFile, folder: Path, now: float) -> Run:
     """Open the run in `folder`, or begin it there. `now` is the time in Unix seconds, for the record."""
     bundle = Bundle.open(Path(task.task.bundle))
-    manifest = bundle.manifest
-    strategy = make_strategy(
-        task.strategy.name, task.strategy.args, Space(manifest.layout, manifest.frozen, manifest.ranks)
-    )
-    grouping = grouping_of(task.strategy.args) if task.strategy.name == "cohorts" else None
-    divided = divide(bundle, task.task.seed, strategy, task.personal, spec_of(task.upload))
-    how = Recipe(
-        strategy,
-        make_optimizer(task.server.name, task.server.args),
-        codec_of("download", task.download, divided.published),
-        divided.begin() if task.since == "start" else None,
-    )
+    prepared = prepare(task, bundle)
+    divided, how = prepared.divided, prepared.recipe
     lock = lock_folder(folder)
     db = _open_database(folder / "covey.sqlite")
     try:
@@ -128,7 +106,7 @@ def open_run(task: TaskFile, folder: Path, now: float) -> Run:
         state = versions[-1].state
         assert state is not None
         return Run(
-            task=task, bundle=bundle, divided=divided, grouping=grouping,
+            task=task, bundle=bundle, divided=divided, grouping=prepared.grouping,
             exact=codec_from_spec(presets.dense(), divided.published), recipe=how, db=db, blobs=blobs,
             segments=segments, server=ServerState.from_bytes(blobs.get(state)), versions=versions,
             machine=machine_of(task, db), devices=db.run(store.devices), lock=lock,
@@ -137,21 +115,6 @@ def open_run(task: TaskFile, folder: Path, now: float) -> Run:
         db.close()
         lock.close()
         raise
-
-
-def spec_of(codec: task_file.Codec) -> Spec:
-    """The stages that a task file names, presets spelled out."""
-    if isinstance(codec, Named):
-        return PRESETS[codec.name](**codec.args)
-    return tuple(StageSpec(name=stage.name, args=stage.args) for stage in codec)
-
-
-def codec_of(section: str, codec: task_file.Codec, layout: Layout) -> Codec:
-    """The codec of [upload] or [download], checked against the layout."""
-    try:
-        return codec_from_spec(spec_of(codec), layout)
-    except CodecError as error:
-        raise TaskFileError(f"[{section}] codec: {error}") from None
 
 
 def round_rules(task: TaskFile) -> rounds.Rules:

@@ -155,7 +155,8 @@ def _announce(run: Run, folder: Path, options: Options, urls: list[str], aggrega
     """What a person needs to know, and the URLs for programs. No code is printed: this may well be a log."""
     task = run.task.task
     say(f"covey serve: task {task.name}, {task.rounds} rounds, at version {aggregator.state.version}")
-    say(f"  bundle  {run.bundle.digest[:12]} ({run.bundle.manifest.model}, {run.layout.size:,} trained entries)")
+    entries = run.divided.division.top.size
+    say(f"  bundle  {run.bundle.digest[:12]} ({run.bundle.manifest.model}, {entries:,} trained entries)")
     for key in _signers(run):
         say(f"  signed  by {key.text}")
     say(f"  rounds  {_rounds(run.task.round)}")

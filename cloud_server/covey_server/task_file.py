@@ -100,6 +100,7 @@ class TaskSection:
     name: str = "covey"
     rounds: int = 20  # enough to see a curve; a finished task goes on when this grows
     seed: int = 0  # gives version 0 of the adapter and every draw
+    rank: int = 0  # the largest that devices train, of those that the bundle was exported with; 0: its largest
     publish_every: int = 1  # versions between two published adapters; 0 publishes only the last
     keep_updates: bool = False  # devices' updates are deleted once counted: nobody needs them, and they tell about data
 
@@ -107,6 +108,7 @@ class TaskSection:
         named("[task] name", self.name)
         in_range("[task] rounds", self.rounds, 1, 1_000_000)
         in_range("[task] seed", self.seed, 0, 2**63 - 1)
+        in_range("[task] rank", self.rank, 0, 2**20 - 1)
         in_range("[task] publish_every", self.publish_every, 0, 1_000_000)
 
 

@@ -4,6 +4,8 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from covey_edge import fusion
 from covey_edge.data import Dataset, evaluation_batches, split
 from covey_edge.fusion import Fusion
@@ -76,6 +78,7 @@ class Device:
     def fused(self, shared: Vector, own: Vector) -> tuple[Vector, Trainer, Fusion]:
         """The shared adapter and this device's own as one, by the weights that lose least on the searched examples."""
         batches = list(evaluation_batches(self.parts.heldout, self.bundle.manifest.batch_size, SEARCH_BATCHES))
+        shared, _ = self.share.whole(shared, np.empty(0, np.float32))
 
         def mixed(w1: float, w2: float) -> tuple[Vector, Trainer]:
             second = self.bundle.manifest.frozen

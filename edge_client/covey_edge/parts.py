@@ -77,15 +77,14 @@ class Share:
         anew = bool(round_ and division.sharing.fresh)
         fresh = self.bundle.start(fresh_seed(self.seed, round_)) if anew else None
         space = division.at(self.bundle.start(self.seed), published, cohort, fresh)
-        full = space[: division.adapter.size]
+        full = space[: division.top.size]
         personal = division.personal(self.rank)
         if personal is not None and len(own):
-            full[division.adapter.positions(personal)] = own
+            full[division.top.positions(personal)] = own
         held = division.held(self.rank)
         if held is not division.adapter:
-            cut = np.zeros_like(full)
-            where = division.adapter.positions(held)
-            cut[where] = full[where]
+            cut = np.zeros(division.adapter.size, np.float32)
+            cut[division.adapter.positions(held)] = full[division.top.positions(held)]
             full = cut
         return full, division.second_at(space)
 

@@ -8,8 +8,9 @@ cohort, all of them are published, and a device takes and sends that of its own.
 Labels are patterns on names, so a personalisation policy is data: FedSA-LoRA is personal = ("kind:lora_B",), FedPer
 ("kind:head",), FFA-LoRA fixed = ("kind:lora_A",).
 
-All vectors are parts of one *space*: the adapter at its largest rank, the cohorts' copies (`cohort0.` and so on before
-the names), and the second adapter (`second.`). `space.positions(layout)` says which part.
+All vectors are parts of one *space*: the adapter at the task's largest rank, the cohorts' copies (`cohort0.` and so on
+before the names), and the second adapter (`second.`). `space.positions(layout)` says which part. A task whose largest
+rank is below the bundle's has nothing of the other factors: they are zeros on every device, and never travel.
 """
 
 from collections.abc import Iterable
@@ -44,7 +45,7 @@ def matches(tensor: Tensor, patterns: Iterable[str]) -> bool:
 
 @dataclass(frozen=True)
 class Division:
-    """An adapter's layout (at its largest rank) and the second adapter's, divided as a task says.
+    """A bundle's adapter (at its largest rank) and its second adapter, divided as a task says.
 
     Raises LayoutError where a pattern matches nothing, two labels meet in a tensor, or nothing would be shared.
     """
@@ -88,17 +89,22 @@ class Division:
         return out
 
     @cached_property
+    def top(self) -> Layout:
+        """The adapter at the task's largest rank: what the task has of it."""
+        return self.adapter.at_rank(max(self.sharing.ranks)) if self.sharing.ranks else self.adapter
+
+    @cached_property
     def space(self) -> Layout:
         """Everything: the adapter, then the cohorts' copies, then the second adapter."""
         beside = self.second.tensors if self.second and self.sharing.second else ()
-        copied = [t for t in self.adapter.tensors if self.label(t) == COHORT]
+        copied = [t for t in self.top.tensors if self.label(t) == COHORT]
         copies = (_named(f"{COHORT}{c}.", t) for c in range(self.sharing.cohorts) for t in copied)
-        return Layout((*self.adapter.tensors, *copies, *(_named(SECOND, t) for t in beside)))
+        return Layout((*self.top.tensors, *copies, *(_named(SECOND, t) for t in beside)))
 
     @cached_property
     def published(self) -> Layout:
         """What devices download: shared tensors, the cohorts' copies and the second adapter."""
-        own, count = self.space.tensors, len(self.adapter.tensors)
+        own, count = self.space.tensors, len(self.top.tensors)
         return Layout((*(t for t in own[:count] if self.label(t) == SHARED), *own[count:]))
 
     @cached_property
@@ -113,7 +119,7 @@ class Division:
 
     def held(self, rank: int = 0) -> Layout:
         """The adapter of a device of this rank; 0 is the largest."""
-        return self.adapter.at_rank(rank or self.ranks[-1]) if self.adapter.rank else self.adapter
+        return self.top.at_rank(rank) if rank and self.adapter.rank else self.top
 
     def trained(self, round_: int, rank: int = 0) -> Layout:
         """What such a device trains in a round: the phase's tensors and its personal ones."""
@@ -147,20 +153,20 @@ class Division:
         return self.space.positions(Layout(tuple(renamed)))
 
     def start(self, adapter: Vector) -> Vector:
-        """Version 0 of what is published, from the adapter's start; the second adapter begins as zeros."""
+        """Version 0 of what is published, from the whole adapter's start; the second adapter begins as zeros."""
         return self._all(adapter)[self.space.positions(self.published)]
 
     def at(self, adapter: Vector, published: Vector, cohort: int = 0, fresh: Vector | None = None) -> Vector:
-        """The whole space, float32: a version of what is published laid over the adapter's start.
+        """The whole space, float32: a version of what is published laid over the whole adapter's start.
 
         Of the cohorts' copies that of `cohort` stands in the adapter. `fresh` is the start of the tensors that begin
         anew in the round; without it they are as at the start, where B is zero, so they do nothing.
         """
         out = self._all(adapter)
         out[self.space.positions(self.published)] = published
-        for tensor, where in self.adapter.slices():
+        for tensor, where in self.top.slices():
             if self.label(tensor) == FRESH and fresh is not None:
-                out[where] = fresh[where]
+                out[where] = fresh[self._kept][where]
             elif self.label(tensor) == COHORT:
                 out[where] = out[self.placed(Layout((tensor,)), cohort)]
         return out
@@ -168,12 +174,17 @@ class Division:
     def _all(self, adapter: Vector) -> Vector:
         """The start of everything, from the adapter's."""
         out = np.zeros(self.space.size, np.float32)
-        out[: self.adapter.size] = adapter
+        out[: self.top.size] = top = adapter[self._kept]
         for cohort in range(self.sharing.cohorts):
-            for tensor, where in self.adapter.slices():
+            for tensor, where in self.top.slices():
                 if self.label(tensor) == COHORT:
-                    out[self.placed(Layout((tensor,)), cohort)] = adapter[where]
+                    out[self.placed(Layout((tensor,)), cohort)] = top[where]
         return out
+
+    @cached_property
+    def _kept(self) -> NDArray[np.int64] | slice:
+        """Which entries of the bundle's adapter the task has."""
+        return slice(None) if self.top is self.adapter else self.adapter.positions(self.top)
 
     def second_at(self, space: Vector) -> Vector | None:
         """The second adapter's part of a whole space; None where the task has none."""

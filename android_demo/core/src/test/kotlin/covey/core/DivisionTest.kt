@@ -61,8 +61,11 @@ class DivisionTest {
     fun `a lower rank is the first rows and columns`() {
         val division = Division(layout, null, Sharing(ranks = listOf(1)))
         assertEquals(listOf(listOf(1, 3), listOf(2, 1), listOf(2)), division.held.tensors.map { it.shape })
-        assertArrayEquals(intArrayOf(0, 1, 2, 6, 8, 10, 11), layout.positions(division.held))
-        val (whole, _) = division.whole(start, start, FloatArray(0), 0, null)
+        val where = intArrayOf(0, 1, 2, 6, 8, 10, 11)
+        assertArrayEquals(where, layout.positions(division.held))
+        assertEquals(division.held.digest, division.published.digest)
+        assertArrayEquals(start.at(where), division.start(start))
+        val (whole, _) = division.whole(start, start.at(where), FloatArray(0), 0, null)
         assertArrayEquals(floatArrayOf(100f, 101f, 102f, 0f, 0f, 0f, 106f, 0f, 108f, 0f, 110f, 111f), whole)
     }
 

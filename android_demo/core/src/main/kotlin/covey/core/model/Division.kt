@@ -11,8 +11,8 @@ enum class Label { SHARED, PERSONAL, FIXED, FRESH, COHORT }
  * trained here and never leave; fixed ones keep their seeded start; fresh ones start anew each round and travel up only; of
  * cohort ones there is a copy for each group of devices, all published, and a device takes and sends that of its own.
  *
- * All vectors are parts of one space: the adapter, the cohorts' copies (`cohort0.` before the names), and the second
- * adapter (`second.`). The same as Python's `covey_shared.sharing`, name by name.
+ * All vectors are parts of one space: the adapter at the task's largest rank, the cohorts' copies (`cohort0.` before the
+ * names), and the second adapter (`second.`). Factors beyond that rank are zeros and never travel. The same as Python's `covey_shared.sharing`, name by name.
  */
 class Division(val adapter: Layout, private val second: Layout?, val sharing: Sharing) {
     init {
@@ -35,22 +35,22 @@ class Division(val adapter: Layout, private val second: Layout?, val sharing: Sh
     fun label(tensor: Tensor): Label =
         patterns.firstOrNull { (_, list) -> list.any { matches(tensor, it) } }?.first ?: Label.SHARED
 
+    /** The adapter at the task's largest rank: what the task has of it, and what this device holds. */
+    val held: Layout by lazy { sharing.ranks.maxOrNull()?.let { adapter.atRank(it.toInt()) } ?: adapter }
+
     /** Everything: the adapter, then the cohorts' copies, then the second adapter. */
     val space: Layout by lazy {
-        val copied = adapter.tensors.filter { label(it) == Label.COHORT }
+        val copied = held.tensors.filter { label(it) == Label.COHORT }
         val copies = (0 until sharing.cohorts).flatMap { c -> copied.map { it.copy(name = "cohort$c.${it.name}") } }
         val beside = if (sharing.second) second!!.tensors.map { it.copy(name = "second.${it.name}") } else emptyList()
-        Layout(adapter.tensors + copies + beside)
+        Layout(held.tensors + copies + beside)
     }
 
     /** What devices download. */
     val published: Layout by lazy {
-        val own = adapter.tensors.size
+        val own = held.tensors.size
         Layout(space.tensors.take(own).filter { label(it) == Label.SHARED } + space.tensors.drop(own))
     }
-
-    /** The adapter of a device of the largest rank that the task allows. */
-    val held: Layout by lazy { sharing.ranks.maxOrNull()?.let { adapter.atRank(it.toInt()) } ?: adapter }
 
     /** What a device trains in a round: the phase's tensors and its personal ones. */
     fun trained(round: Int): Layout = Layout(held.tensors.filter { moves(it, round) })
@@ -78,28 +78,32 @@ class Division(val adapter: Layout, private val second: Layout?, val sharing: Sh
     fun whole(adapterStart: FloatArray, version: FloatArray, own: FloatArray, cohort: Int, fresh: FloatArray?): Pair<FloatArray, FloatArray?> {
         val all = everything(adapterStart)
         all.put(space.positions(published), version)
-        adapter.tensors.forEachIndexed { i, tensor ->
-            val (from, to) = adapter.offsets[i] to adapter.offsets[i] + tensor.size
-            if (label(tensor) == Label.FRESH && fresh != null) fresh.copyInto(all, from, from, to)
+        val anew = fresh?.let(::cut)
+        held.tensors.forEachIndexed { i, tensor ->
+            val (from, to) = held.offsets[i] to held.offsets[i] + tensor.size
+            if (label(tensor) == Label.FRESH && anew != null) anew.copyInto(all, from, from, to)
             if (label(tensor) == Label.COHORT) all.at(copyOf(tensor, cohort)).copyInto(all, from)
         }
-        val full = all.copyOf(adapter.size)
-        if (own.isNotEmpty()) personal?.let { full.put(adapter.positions(it), own) }
+        val part = all.copyOf(held.size)
+        if (own.isNotEmpty()) personal?.let { part.put(held.positions(it), own) }
         val rest = if (sharing.second) all.copyOfRange(all.size - second!!.size, all.size) else null
-        if (held === adapter) return full to rest
-        val where = adapter.positions(held)
-        return FloatArray(adapter.size).also { it.put(where, full.at(where)) } to rest
+        if (held === adapter) return part to rest
+        return FloatArray(adapter.size).also { it.put(adapter.positions(held), part) } to rest
     }
+
+    /** Of a vector of the bundle's adapter what the task has of it. */
+    private fun cut(whole: FloatArray): FloatArray = if (held === adapter) whole else whole.at(adapter.positions(held))
 
     private fun copyOf(tensor: Tensor, cohort: Int): IntArray =
         space.positions(Layout(listOf(tensor.copy(name = "cohort$cohort.${tensor.name}"))))
 
     private fun everything(adapterStart: FloatArray): FloatArray {
-        val out = adapterStart.copyOf(space.size)
+        val start = cut(adapterStart)
+        val out = start.copyOf(space.size)
         for (cohort in 0 until sharing.cohorts) {
-            adapter.tensors.forEachIndexed { i, tensor ->
+            held.tensors.forEachIndexed { i, tensor ->
                 if (label(tensor) == Label.COHORT) {
-                    out.put(copyOf(tensor, cohort), adapterStart.copyOfRange(adapter.offsets[i], adapter.offsets[i] + tensor.size))
+                    out.put(copyOf(tensor, cohort), start.copyOfRange(held.offsets[i], held.offsets[i] + tensor.size))
                 }
             }
         }
