@@ -20,6 +20,7 @@ U32 = NDArray[np.uint32]
 
 _tokens = np.arange(LAST_TOKEN + 1)
 WIDTH = (np.maximum(_tokens >> 3, 1) - 1).astype(np.uint8)  # raw bits that follow a token
+MASK = ((np.uint64(1) << np.arange(33, dtype=np.uint64)) - np.uint64(1)).astype(np.uint32)  # of a width
 FLOOR = np.where(_tokens < 8, _tokens, (8 | (_tokens & 7)) << WIDTH.astype(np.int64)).astype(np.uint32)
 
 
@@ -41,10 +42,13 @@ def unpack(deflated: bytes | memoryview, raw: bytes | memoryview, count: int, wh
     if top < 16:
         check_raw_length(raw, 0, what)
         return tokens.astype(np.uint32)
-    large = np.flatnonzero(tokens >= 16)
-    widths = WIDTH[tokens[large]]
-    numbers = FLOOR[tokens]
-    numbers[large] |= unpack_bits(raw, widths, what)
+    numbers: U32 = FLOOR.take(tokens)
+    has_bits = tokens >= 16
+    if 2 * np.count_nonzero(has_bits) > count:  # picking them out costs more than taking no bits for the others
+        numbers |= unpack_bits(raw, WIDTH.take(tokens), what)
+    else:
+        large = np.flatnonzero(has_bits)
+        numbers[large] |= unpack_bits(raw, WIDTH.take(tokens.take(large)), what)
     return numbers
 
 
@@ -97,15 +101,17 @@ def pack_bits(values: U32, widths: NDArray[np.uint8]) -> bytes:
 
 
 def unpack_bits(raw: bytes | memoryview, widths: NDArray[np.uint8], what: str) -> U32:
-    """The inverse of `pack_bits`; refuses a wrong length and padding that is not zero."""
+    """The inverse of `pack_bits`, for widths of 0 too; refuses a wrong length and padding that is not zero."""
     ends = np.cumsum(widths, dtype=np.int64)
     check_raw_length(raw, int(ends[-1]), what)
     starts = ends - widths
     halves = np.frombuffer(bytes(raw) + bytes(8 - len(raw) % 4), "<u4").astype(np.uint64)
     words = halves[:-1] | (halves[1:] << np.uint64(32))  # 64 bits from every 32-bit boundary: at least 33 hold data
-    values = (words[starts >> 5] >> (starts & 31).astype(np.uint64)).astype(np.uint32)
-    masked: U32 = values & ((np.uint32(1) << widths) - np.uint32(1))
-    return masked
+    found = words.take(starts >> 5)
+    found >>= (starts & 31).view(np.uint64)
+    values: U32 = found.astype(np.uint32)
+    values &= MASK.take(widths)
+    return values
 
 
 def check_raw_length(raw: bytes | memoryview, bits: int, what: str) -> None:
