@@ -2,7 +2,7 @@
 
 Work is a function of the connection. What waits in the queue when the thread gets to it shares one transaction, hence
 one sync; each piece has its own savepoint, so that a piece that raises undoes itself alone. A future gets its result
-only after the commit. WAL with synchronous=FULL: in NORMAL a power cut may lose commits that were acknowledged.
+only after the commit, and the event loop is woken once for all that shared it. WAL with synchronous=FULL: in NORMAL a power cut may lose commits that were acknowledged.
 
 Bytes that rows refer to may be written by the pieces of a transaction to a `Journal`: it is synced before each commit.
 
@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from covey_server.blobs import StoreError
 from covey_server.failpoints import failpoint
@@ -29,6 +30,22 @@ CHECKPOINT_BYTES = 4 * 2**20  # of the write-ahead log: SQLite's own habit, by o
 T = TypeVar("T")
 P = ParamSpec("P")
 Work = Callable[[sqlite3.Connection], Any]
+Waiting = Future[Any] | asyncio.Future[Any]  # of a thread, or of an event loop
+
+
+class Piece(NamedTuple):
+    """A piece of work and who waits for it."""
+
+    work: Work
+    future: Waiting
+
+
+class Outcome(NamedTuple):
+    """What a piece came to: a result, or a failure."""
+
+    future: Waiting
+    result: Any
+    failure: BaseException | None
 
 
 class Journal(Protocol):
@@ -51,7 +68,7 @@ class Database:
 
     def __init__(self, path: Path, schema: list[str]):
         self._log = path.with_name(path.name + "-wal")
-        self._queue: SimpleQueue[tuple[Work, Future[Any]] | None] = SimpleQueue()
+        self._queue: SimpleQueue[Piece | None] = SimpleQueue()
         opened: Future[None] = Future()
         self._thread = Thread(target=self._run, args=(path, schema, opened), name="covey-database", daemon=True)
         self._thread.start()
@@ -62,7 +79,7 @@ class Database:
     ) -> "Future[T]":
         """Queue `work(connection, *args, **kwargs)`; the future gets its result once it is committed."""
         future: Future[T] = Future()
-        self._queue.put((lambda connection: work(connection, *args, **kwargs), future))
+        self._queue.put(Piece(lambda connection: work(connection, *args, **kwargs), future))
         return future
 
     def run(self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -71,7 +88,9 @@ class Database:
 
     async def do(self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do it, waiting on the event loop."""
-        return await asyncio.wrap_future(self.submit(work, *args, **kwargs))
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._queue.put(Piece(lambda connection: work(connection, *args, **kwargs), future))
+        return await future
 
     def close(self) -> None:
         """Finish what is queued, checkpoint, close."""
@@ -100,7 +119,7 @@ class Database:
                 failpoint("checkpoint")
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def _next_batch(self) -> list[tuple[Work, "Future[Any]"]]:
+    def _next_batch(self) -> list[Piece]:
         """What is queued, at least one piece; nothing once the end has been asked for."""
         batch = []
         item = self._queue.get()
@@ -153,16 +172,14 @@ def _migrate(connection: sqlite3.Connection, path: Path, schema: list[str]) -> N
         connection.execute("COMMIT")
 
 
-def commit_together(
-    connection: sqlite3.Connection, batch: list[tuple[Work, "Future[Any]"]], journal: Journal | None
-) -> None:
+def commit_together(connection: sqlite3.Connection, batch: list[Piece], journal: Journal | None) -> None:
     """Run the pieces in one transaction; if the journal's sync or the commit fails they all have failed."""
-    done: list[tuple[Future[Any], Any, BaseException | None]] = []
+    done: list[Outcome] = []
     try:
         connection.execute("BEGIN IMMEDIATE")
         for work, future in batch:
-            if future.set_running_or_notify_cancel():  # who gave up waiting in the queue is not served
-                done.append((future, *_attempt(connection, work)))
+            if _begins(future):  # who gave up waiting in the queue is not served
+                done.append(Outcome(future, *_attempt(connection, work)))
         if journal is not None:
             journal.sync()
         failpoint("committing")
@@ -173,11 +190,31 @@ def commit_together(
             connection.execute("ROLLBACK")
         if journal is not None:
             journal.undo()
-        for _, future in batch:
-            if future.running() or future.set_running_or_notify_cancel():
-                future.set_exception(error)
-        return
-    for future, result, failure in done:
+        done = [Outcome(future, None, error) for _, future in batch if _begins(future)]
+    _tell(done)
+
+
+def _begins(future: Waiting) -> bool:
+    """Whether somebody waits still; from now on a thread does not give up."""
+    if future.cancelled() or isinstance(future, asyncio.Future):
+        return not future.cancelled()
+    return future.running() or future.set_running_or_notify_cancel()
+
+
+def _tell(outcomes: list[Outcome]) -> None:
+    """Every future its outcome: those of a thread at once, those of an event loop by waking it once."""
+    for loop, group in groupby(outcomes, lambda o: None if isinstance(o.future, Future) else o.future.get_loop()):
+        if loop is None:
+            _settle(list(group))
+        else:
+            with suppress(RuntimeError):  # the loop has been closed, and nobody waits
+                loop.call_soon_threadsafe(_settle, list(group))
+
+
+def _settle(outcomes: list[Outcome]) -> None:
+    for future, result, failure in outcomes:
+        if future.done():
+            continue
         if failure is None:
             future.set_result(result)
         else:
