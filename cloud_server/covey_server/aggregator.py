@@ -8,13 +8,12 @@ The order that makes an acknowledged update count exactly once: bytes synced, ro
 """
 
 import asyncio
-import hashlib
 import logging
 import math
 import random
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +62,7 @@ class Aggregator:
         self._progress = progress
         self._cache = downloads.Cache(limit=max(2**26, 16 * run.layout.size))
         self._decoding = asyncio.Semaphore(1)  # memory: one decoded update at a time
+        self._is_soon = max(codec.max_entries for codec in run.divided.uploads.values()) <= SOON_ENTRIES
         self._tasks: set[asyncio.Task[None]] = set()
         self.state, decisions = run.machine.resumed(time.monotonic())
         self._start(self._publish(self.server.version, self.server.view))
@@ -121,14 +121,16 @@ class Aggregator:
             retry_after_s=wait_s, cohort=cohort,
         )  # fmt: skip
 
-    async def take_update(self, round_: int, client: str, body: bytes) -> Receipt:
-        """PUT /v1/updates/{round}/{client}. The receipt means that the update is on disk and counts once."""
+    async def take_update(self, round_: int, client: str, body: bytes, sha256: str) -> Receipt:
+        """PUT /v1/updates/{round}/{client}, with the body's digest in hex. The receipt means that the update is on disk
+        and counts once.
+        """
         run = self.run
-        async with self._decoding:
-            if len(body) <= SOON_BYTES and run.layout.size <= SOON_ENTRIES:
-                row, refused = self._read(round_, client, body)
-            else:
-                row, refused = await asyncio.to_thread(self._read, round_, client, body)
+        if len(body) <= SOON_BYTES and self._is_soon:
+            row, refused = self._read(round_, client, body, sha256)
+        else:
+            async with self._decoding:
+                row, refused = await asyncio.to_thread(self._read, round_, client, body, sha256)
         if refused is None:
             work = access.if_welcome(client, store.accept)
             verdict = await run.db.do(work, row, body, run.segments, self._buffers)
@@ -167,7 +169,7 @@ class Aggregator:
             staleness=stored.staleness,
         )  # fmt: skip
 
-    def _read(self, round_: int, client: str, body: bytes) -> tuple[store.UpdateRow, engine.Refuse | None]:
+    def _read(self, round_: int, client: str, body: bytes, sha256: str) -> tuple[store.UpdateRow, engine.Refuse | None]:
         """The row of an update, and why it may not count. Raises Refused, MessageError or PayloadError, changes
         nothing. Runs in a thread: the state that it sees is immutable, and the store looks again.
         """
@@ -177,7 +179,7 @@ class Aggregator:
         if refused is None:
             read_entries(update, run.divided.uploads[update.layout], run.task.round.max_norm)
         row = store.UpdateRow(
-            round_, client, hashlib.sha256(body).hexdigest(), len(body), update.examples, update.steps,
+            round_, client, sha256, len(body), update.examples, update.steps,
             update.loss_before, update.loss_after, update.seconds, update.version,
         )  # fmt: skip
         return row, refused
@@ -268,8 +270,14 @@ class Aggregator:
         """Whether every device seen knows that the task is done, and has evaluated it or been quiet for `quiet_s`."""
         if not self.seen.keys() <= self.told_done:
             return False
-        evaluated = await self.run.db.do(store.evaluators, self.state.version)
-        return self.seen.keys() <= evaluated or time.monotonic() - self._touched_s > quiet_s
+        kinds = ("global", "personal") if self.run.divided.division.keeps else ("global",)
+        sets = [await self.run.db.do(store.evaluators, self.state.version, kind) for kind in kinds]
+        return all(self.seen.keys() <= evaluated for evaluated in sets) or time.monotonic() - self._touched_s > quiet_s
+
+    async def held_out(self) -> tuple[int, dict[str, float]]:
+        """The newest version that devices have had time to evaluate, and its held-out losses by kind."""
+        version = self.state.version if self.state.phase == engine.DONE else max(self.state.version - 1, 0)
+        return version, await self.run.db.do(store.held_out_losses, version)
 
     def facts(self) -> dict[str, Any]:
         """What there is to say of the version that is being made."""
@@ -350,8 +358,8 @@ class Aggregator:
     async def _report(self, rows: list[store.UpdateRow], row: store.VersionRow, seconds: float) -> None:
         training = sum(u.loss_after * u.examples for u in rows) / sum(u.examples for u in rows)
         up = sum(u.bytes for u in rows)
-        known = await self.run.db.do(store.held_out_loss, row.version - 1)
-        held_out = "" if known is None else f", held-out loss {known:.4f} of version {row.version - 1}"
+        known = await self.run.db.do(store.held_out_losses, row.version - 1)
+        held_out = f", {in_words(known)} of version {row.version - 1}" if known else ""
         ages = [u.staleness for u in rows]
         stale = f", {max(ages)} versions old at most" if self._buffers else ""
         self._progress(
@@ -384,6 +392,12 @@ class Aggregator:
         error = None if task.cancelled() else task.exception()
         if error is not None and not self.failure.done():
             self.failure.set_exception(error)
+
+
+def in_words(losses: Mapping[str, float]) -> str:
+    """Held-out losses by kind, for a line of text."""
+    own = f" ({losses['personal']:.4f} with devices' own)" if "personal" in losses else ""
+    return f"held-out loss {losses['global']:.4f}{own}" if "global" in losses else f"held-out loss{own}"
 
 
 def _unknown_version(version: int, head: int) -> Refused:

@@ -33,6 +33,8 @@ async def get_metrics(request: web.Request) -> web.Response:
     metrics, state = aggregator.metrics, aggregator.state
     metrics.version.set(state.version)
     metrics.gathered.set(aggregator.facts()["gathered"])
+    for kind, loss in (await aggregator.held_out())[1].items():
+        metrics.held_out.labels(kind).set(loss)
     body, content_type = metrics.render(request.headers.get("Accept", ""))
     return web.Response(body=body, headers={"Content-Type": content_type})
 

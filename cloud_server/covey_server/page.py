@@ -1,6 +1,6 @@
 """The status as one HTML page without scripts: names come from strangers, so everything is escaped."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from html import escape
 from typing import Any
 
@@ -16,6 +16,9 @@ STYLE = (
     "td,th{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #ddd}"
     "td:first-child,th:first-child{text-align:left}"
 )
+
+
+Column = tuple[str, Callable[[dict[str, Any]], object]]  # a heading, and what of an item stands under it
 
 
 def render(status: dict[str, Any]) -> str:
@@ -38,23 +41,43 @@ def render(status: dict[str, Any]) -> str:
 
 
 def _devices(status: dict[str, Any]) -> str:
-    rows = (
-        (c["client"], c["runtime"], c["updates"], _loss(c["first_evaluation"]), _loss(c["last_evaluation"]),
-         f"{c['up']:,}", f"{c['down']:,}")
-        for c in status["clients"]
-    )  # fmt: skip
-    return _table(("device", "runtime", "updates", "loss at first", "loss now", "bytes up", "bytes down"), rows)
+    """Cohorts and devices' own losses are columns where there are any."""
+    columns: list[Column] = [
+        ("device", lambda c: c["client"]),
+        ("runtime", lambda c: c["runtime"]),
+        ("updates", lambda c: c["updates"]),
+        ("loss at first", lambda c: _loss(c["first_evaluation"])),
+        ("loss now", lambda c: _loss(c["last_evaluation"])),
+        ("own loss now", lambda c: _loss(c["personal_evaluation"])),
+        ("cohort", lambda c: status["cohorts"].get(c["client"], "")),
+        ("bytes up", lambda c: f"{c['up']:,}"),
+        ("bytes down", lambda c: f"{c['down']:,}"),
+    ]
+    return _table(columns, status["clients"], optional=("own loss now", "cohort"))
 
 
 def _versions(status: dict[str, Any]) -> str:
-    rows = (
-        (v["version"], v["updates"], f"{v['step_bytes']:,}", _number(v["loss"]), v["evaluated_by"])
-        for v in reversed(status["history"])
-    )
-    return _table(("version", "updates", "step bytes", "held-out loss", "devices"), rows)
+    """Everybody's model and devices' own side by side, where devices keep something to themselves."""
+    columns: list[Column] = [
+        ("version", lambda v: v["version"]),
+        ("updates", lambda v: v["updates"]),
+        ("step bytes", lambda v: f"{v['step_bytes']:,}"),
+        ("held-out loss", lambda v: _number(v["loss"])),
+        ("own loss", lambda v: _number(v["personal_loss"])),
+        ("accuracy", lambda v: _number(v["accuracy"])),
+        ("own accuracy", lambda v: _number(v["personal_accuracy"])),
+        ("devices", lambda v: v["evaluated_by"]),
+    ]
+    return _table(columns, list(reversed(status["history"])), optional=("own loss", "own accuracy"))
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+def _table(columns: Iterable[Column], items: Sequence[dict[str, Any]], optional: Collection[str]) -> str:
+    """A row for each item; of the optional columns those that say something."""
+    shown = [(name, of) for name, of in columns if name not in optional or any(of(item) != "" for item in items)]
+    return _cells((name for name, _ in shown), ([of(item) for _, of in shown] for item in items))
+
+
+def _cells(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     cells = "".join(f"<th>{escape(name)}" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(str(value))}" for value in row) for row in rows)
     return f"<table><tr>{cells}{body}</table>"

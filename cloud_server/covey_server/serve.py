@@ -15,7 +15,7 @@ from aiohttp import web
 
 from covey_server import connections, engine, logs, store, task_file
 from covey_server.admin import make_admin
-from covey_server.aggregator import Aggregator
+from covey_server.aggregator import Aggregator, in_words
 from covey_server.app import GATE, RUNNER, make_app
 from covey_server.blobs import write_durably
 from covey_server.guard import DOOR, is_loopback
@@ -113,6 +113,9 @@ async def _serve(run: Run, folder: Path, options: Options, tls: Tls | None) -> i
             for runner in runners:
                 await runner.cleanup()
             await aggregator.finish(STOP_S)
+            version, losses = await aggregator.held_out()
+            if losses:
+                say(f"version {version}: {in_words(losses)}")
             if aggregator.state.phase != engine.DONE:
                 say(f"stopped at version {aggregator.state.version}; the same command goes on from there")
     return 0

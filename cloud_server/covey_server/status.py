@@ -53,12 +53,17 @@ async def report(aggregator: "Aggregator") -> dict[str, Any]:
 
 def _read(db: sqlite3.Connection) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[TrafficRow]]:
     """Devices, versions and traffic at one instant."""
-    losses: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for client, version, loss in db.execute(
-        "SELECT client, version, loss_sum / tokens FROM evaluations ORDER BY version"
-    ):
-        losses[client].append((version, loss))
-    return [_device(row, losses[row[0]]) for row in db.execute(_DEVICES)], _history(db), store.traffic(db)
+    losses, own = (_losses(db, table) for table in store.EVALUATIONS.values())
+    devices = [_device(row, losses[row[0]], own[row[0]]) for row in db.execute(_DEVICES)]
+    return devices, _history(db), store.traffic(db)
+
+
+def _losses(db: sqlite3.Connection, table: str) -> dict[str, list[tuple[int, float]]]:
+    """(version, held-out loss) of each device, oldest first."""
+    out: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for client, version, loss in db.execute(f"SELECT client, version, loss_sum / tokens FROM {table} ORDER BY version"):
+        out[client].append((version, loss))
+    return out
 
 
 _DEVICES = """
@@ -68,10 +73,11 @@ FROM clients c LEFT JOIN updates u ON u.client = c.client GROUP BY c.client ORDE
 """
 
 
-def _device(row: Any, losses: list[tuple[int, float]]) -> dict[str, Any]:
-    """One device; `losses` are (version, held-out loss), oldest first."""
+def _device(row: Any, losses: list[tuple[int, float]], own: list[tuple[int, float]]) -> dict[str, Any]:
+    """One device; `losses` and, with what it keeps to itself, `own` are (version, held-out loss), oldest first."""
     keys = ("client", "runtime", "examples", "updates", "last_round", "training_loss", "training_s")
     ends = {"first": losses[0], "last": losses[-1]} if losses else {"first": None, "last": None}
+    ends["personal"] = own[-1] if own else None
     return {**dict(zip(keys, row, strict=True)), **{f"{k}_evaluation": _point(p) for k, p in ends.items()}}
 
 
@@ -120,6 +126,7 @@ def _personal(loss_sum: float | None, tokens: int, correct: int, clients: int) -
     return {
         "personal_loss": None if loss_sum is None else loss_sum / tokens,
         "personal_accuracy": correct / tokens if tokens else None,
+        "personal_evaluated_by": clients,
     }
 
 

@@ -13,6 +13,8 @@ from covey_server.blobs import StoreError
 from covey_server.failpoints import failpoint
 from covey_server.segments import Segments
 
+EVALUATIONS = {"global": "evaluations", "personal": "personal_evaluations"}  # tables by the kind of a message
+
 
 class UpdateRow(NamedTuple):
     """An accepted update: `sha256` and `bytes` of the request's body; losses in nats.
@@ -260,16 +262,18 @@ def evaluate(
     db: sqlite3.Connection, version: int, client: str, loss_sum: float, tokens: int, correct: int, kind: str = "global"
 ) -> None:
     """A device's held-out loss of a version, of the model that all get or of its own; the last one said counts."""
-    table = "personal_evaluations" if kind == "personal" else "evaluations"
     row = (version, client, loss_sum, tokens, correct)
-    db.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?, ?)", row)
+    db.execute(f"INSERT OR REPLACE INTO {EVALUATIONS[kind]} VALUES (?, ?, ?, ?, ?)", row)
 
 
-def held_out_loss(db: sqlite3.Connection, version: int) -> float | None:
-    """Mean held-out loss of a version over all devices, every token counting once, in nats; None if nobody said."""
-    query = "SELECT sum(loss_sum) / sum(tokens) FROM evaluations WHERE version = ?"
-    loss: float | None = db.execute(query, (version,)).fetchone()[0]
-    return loss
+def held_out_losses(db: sqlite3.Connection, version: int) -> dict[str, float]:
+    """Mean held-out losses of a version by kind, `global` and `personal`, in nats, every token counting once.
+
+    A kind that nobody reported is absent.
+    """
+    query = "SELECT sum(loss_sum) / sum(tokens) FROM {} WHERE version = ?"
+    found = {kind: db.execute(query.format(table), (version,)).fetchone()[0] for kind, table in EVALUATIONS.items()}
+    return {kind: loss for kind, loss in found.items() if loss is not None}
 
 
 def devices(db: sqlite3.Connection) -> list[str]:
@@ -277,9 +281,10 @@ def devices(db: sqlite3.Connection) -> list[str]:
     return [client for (client,) in db.execute("SELECT client FROM clients ORDER BY client")]
 
 
-def evaluators(db: sqlite3.Connection, version: int) -> set[str]:
-    """The devices that have evaluated a version."""
-    return {client for (client,) in db.execute("SELECT client FROM evaluations WHERE version = ?", (version,))}
+def evaluators(db: sqlite3.Connection, version: int, kind: str = "global") -> set[str]:
+    """The devices that have evaluated a version, as all get it or with what they keep to themselves."""
+    rows = db.execute(f"SELECT client FROM {EVALUATIONS[kind]} WHERE version = ?", (version,))
+    return {client for (client,) in rows}
 
 
 def add_traffic(db: sqlite3.Connection, rows: Iterable[TrafficRow]) -> None:

@@ -134,6 +134,11 @@ class Division:
         tensors = tuple(t for t in self.held(rank).tensors if self.label(t) == PERSONAL)
         return Layout(tensors) if tensors else None
 
+    @property
+    def keeps(self) -> bool:
+        """Whether devices have a model of their own besides the one that all get."""
+        return bool(self.sharing.personal or self.sharing.fusion)
+
     def _moves(self, tensor: Tensor, round_: int) -> bool:
         phases = self.sharing.phases
         if self.label(tensor) == PERSONAL:

@@ -1,6 +1,7 @@
 """Personal tensors and the strategies that share less than everything, with real clients and the real server."""
 
 import asyncio
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from covey_shared.sharing import Division
 from tests.helpers_edge import LAYOUT
 from tests.helpers_edge_serving import serving
 from tests.helpers_fleet import bigram_bundle, fleet, take_part
-from tests.helpers_server import MSGPACK, call, status_of
+from tests.helpers_server import MSGPACK, call, send, status_of
 
 FEDSA = '[personal]\npolicy = "fedsa"\n'
 
@@ -42,6 +43,29 @@ def test_personal_layers(tmp_path: Path) -> None:
     for _, log in ended.values():
         dense = 4 * size
         assert all(e["bytes"] < dense / 8 + 1000 for e in log if e["event"] == "uploaded")
+
+
+def test_the_operator_sees_both_results_side_by_side(tmp_path: Path) -> None:
+    """The page, the counters and the terminal's lines have what all get and what devices keep, and only then."""
+    bundle = bigram_bundle(tmp_path / "bundle")
+    for name, more in (("plain", ""), ("personal", FEDSA)):
+        with serving(bundle, tmp_path / name, rounds=3, target=3, more=more) as server:
+            fleet(server.url, tmp_path / name, bundle)
+            status = status_of(server.url)
+            page, metrics = (send(server.admin, "GET", path).body.decode() for path in ("/", "/metrics"))
+        last, line = status["history"][-1], server.lines[-1]
+        shown = [f"{last[key]:.4f}" for key in ("loss", "personal_loss", "personal_accuracy") if last[key] is not None]
+        assert all(f"<td>{number}" in page for number in shown)
+        kinds = dict(re.findall(r'covey_held_out_loss_nats\{kind="(\w+)"\} (\S+)', metrics))
+        assert float(kinds["global"]) == pytest.approx(last["loss"])
+        kept = name == "personal"
+        assert len(shown) == (3 if kept else 1)
+        assert ("own loss" in page) == ("own accuracy" in page) == ("with devices' own" in line) == kept
+        assert (float(kinds["personal"]) == pytest.approx(last["personal_loss"])) if kept else "personal" not in kinds
+        assert [bool(c["personal_evaluation"]) for c in status["clients"]] == [kept] * 3
+        assert last["personal_evaluated_by"] == (3 if kept else 0)
+    before = status["history"][-2]
+    assert f"held-out loss {before['loss']:.4f} ({before['personal_loss']:.4f} with devices' own)" in line
 
 
 def test_an_update_of_personal_tensors_is_refused(tmp_path: Path) -> None:
