@@ -3,6 +3,7 @@ package covey.core
 import covey.core.model.Division
 import covey.core.model.Layout
 import covey.core.model.Tensor
+import covey.core.model.at
 import covey.core.model.glob
 import covey.core.wire.Sharing
 import org.junit.jupiter.api.Assertions.assertArrayEquals

@@ -2,7 +2,6 @@ package covey.core
 
 import covey.core.model.Prng
 import covey.core.model.pythonReal
-import covey.core.model.TokenizerSpec
 import covey.core.train.AdamW
 import covey.core.train.Batch
 import covey.core.train.Examples
@@ -14,7 +13,6 @@ import covey.core.train.Progress
 import covey.core.train.Score
 import covey.core.train.Sgd
 import covey.core.train.clip
-import covey.core.train.coderOf
 import covey.core.train.decodeText
 import covey.core.train.evaluationBatches
 import covey.core.train.searchFusion
@@ -142,10 +140,7 @@ class TrainTest {
     }
 
     @Test
-    fun `bytes become tokens and text is told from what is none`() {
-        val spec = TokenizerSpec("bytes", "", 3, 259, 0, 1, -1)
-        assertArrayEquals(intArrayOf(75, 108, 1), coderOf(spec).document("Hi"))
-        assertThrows(BundleException::class.java) { coderOf(spec.copy(kind = "tokenizers")) }
+    fun `text is told from what is none`() {
         assertEquals("café", decodeText("café".toByteArray()))
         assertEquals("é", decodeText("\uFEFFé".toByteArray(Charsets.UTF_16LE)))
         assertNull(decodeText(byteArrayOf(0x7f, 0x45, 0x4c, 0x46, 0, 1)))

@@ -20,9 +20,9 @@ import covey.core.client.Traffic
 import covey.core.client.Wishes
 import covey.core.client.serverUrl
 import covey.core.train.Examples
-import covey.core.train.coderOf
 import covey.core.train.decodeText
 import covey.core.train.split
+import covey.core.tokens.coderOf
 import java.io.File
 import java.nio.channels.FileChannel
 import java.nio.file.StandardOpenOption.READ
@@ -63,7 +63,7 @@ private fun join(url: String, options: Map<String, String>) {
         BundleTrust(folder) { say(ClientEvent.Notice(it)) }.check(data, calls.signatures())
         val bundle = bundles.fetch(manifest, data) { _, _ -> }
         val spec = manifest.tokenizer ?: throw UsageException("the task is not about text")
-        val tokens = texts(File(option("data"))).map(coderOf(spec)::document).reduce { all, more -> all + more }
+        val tokens = texts(File(option("data"))).map(coderOf(spec, bundle.folder)::document).reduce { all, more -> all + more }
         val dataset = split(Examples.windows(tokens, manifest.seqLen, spec.padId), 0.2)
         PipeTrainer(option("python"), File(option("trainer")), bundle.folder).use { trainer ->
             say(ClientEvent.Joined(task.name, manifest.model, dataset.train.count, dataset.heldout.count))
