@@ -3,8 +3,8 @@
     python benchmarks/aggregator.py [--quick] [--flower ENV]
 
 The server is `covey serve --open` as a process of its own: signatures checked, bodies hashed, decoded and checked,
-synced and committed before each receipt. The fleet is one process with the client's own transport (aiohttp, Ed25519,
-nonces), so the two share the machine's cores. A round: every device checks in, then all upload. The rate is that of the
+synced and committed before each receipt. The fleet is one process (fleet.py: HTTP/1.1, Ed25519, nonces, a connection a
+device), so the two share the machine's cores. A round: every device checks in, then all upload. The rate is that of the
 uploads, from the first byte to the last receipt; beside it stands the rate with check-ins, waiting and folding.
 Receipts per core-second count the CPU time of the server's process alone, which neighbours on the machine do not change
 much; seconds they do. `fold` is decoding and averaging alone, in this process on one core.
@@ -31,6 +31,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 import psutil  # type: ignore[import-untyped]
+from fleet import Device
 from report import write_report
 from wire import counting
 
@@ -57,6 +58,7 @@ class Phase:
     upload_s: float = 0.0
     total_s: float = 0.0
     cpu_s: float = 0.0
+    fleet_cpu_s: float = 0.0
     rss: list[int] = field(default_factory=list)
 
 
@@ -117,8 +119,8 @@ def server(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 
 @dataclass
-class Device:
-    """One client of the fleet: its key, its transport, and the parts that it sends."""
+class Client:
+    """A device with the client's own transport, for the comparison with Flower: what it sends."""
 
     name: str
     transport: Transport
@@ -160,12 +162,13 @@ async def run_fleet(devices: list[Device], rounds: int, at_once: int, process: p
     for number in range(rounds + 1):
         begun = time.perf_counter()
         ready = await asyncio.gather(*(device.prepare() for device in devices))
-        cpu_ready, began = sum(process.cpu_times()[:2]), time.perf_counter()
+        cpu_ready, fleet_ready, began = sum(process.cpu_times()[:2]), time.process_time(), time.perf_counter()
         seconds = await asyncio.gather(*(upload(d, *r) for d, r in zip(devices, ready, strict=True)))
         if number:
             phase.latencies_s += seconds
             phase.upload_s += time.perf_counter() - began
             phase.cpu_s += sum(process.cpu_times()[:2]) - cpu_ready
+            phase.fleet_cpu_s += time.process_time() - fleet_ready
             phase.total_s += time.perf_counter() - begun
         phase.rss.append(process.memory_info().rss)
     return phase
@@ -182,23 +185,14 @@ async def measure(url: str, process: psutil.Process, layout: Layout, codec: Spec
     values = (0.01 * rng.standard_normal(layout.size)).astype(np.float32)
     chain = codec_from_spec(codec, layout)
     parts, _ = chain.encode(values, chain.init(0))
-    headers = {"Accept-Encoding": "identity"}
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(headers=headers, auto_decompress=False, connector=connector) as session:
-        keys: list[PrivateKey] = [generate("ed25519") for _ in range(args.devices)]
-        devices = [
-            Device(
-                f"d{i}",
-                Transport(url, session, Traffic(), key, backoff=Backoff(0.05, 0.5)),
-                layout.digest,
-                codec,
-                parts,
-            )
-            for i, key in enumerate(keys)
-        ]
-        for device in devices:
-            await device.enroll()
-        return await run_fleet(devices, args.rounds, args.at_once, process)
+    keys = [generate("ed25519") for _ in range(args.devices)]
+    devices = [Device(f"d{i}", key, layout.digest, codec, parts) for i, key in enumerate(keys)]
+    for device in devices:
+        await device.connect(url)
+    phase = await run_fleet(devices, args.rounds, args.at_once, process)
+    counted = sum(device.close() for device in devices)
+    assert counted == args.devices * (args.rounds + 1)
+    return phase
 
 
 def load(entries: int, payload: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -215,6 +209,7 @@ def load(entries: int, payload: int, args: argparse.Namespace) -> dict[str, Any]
     return {
         "entries": entries, "payload_bytes": payload_bytes(layout, codec), "acknowledged": count,
         "acks_per_s": round(count / phase.upload_s, 1), "acks_per_server_core_s": round(count / phase.cpu_s, 1),
+        "fleet_ms_an_upload": round(1000 * phase.fleet_cpu_s / count, 3),
         "p50_ms": round(statistics.median(ms), 1), "p99_ms": round(ms[int(0.99 * (count - 1))], 1),
         "acks_per_s_with_rounds": round(count / phase.total_s, 1),
         "rss_first_mb": round(phase.rss[1] / 2**20), "rss_last_mb": round(phase.rss[-1] / 2**20),
@@ -261,7 +256,7 @@ def rounds_of_covey(entries: int, clients: int, rounds: int) -> dict[str, Any]:
             async def main() -> list[float]:
                 async with aiohttp.ClientSession(auto_decompress=False) as session:
                     transports = [transport_of(relay, session, generate("ed25519")) for _ in range(clients)]
-                    devices = [Device(f"d{i}", t, layout.digest, codec, parts) for i, t in enumerate(transports)]
+                    devices = [Client(f"d{i}", t, layout.digest, codec, parts) for i, t in enumerate(transports)]
                     for device in devices:
                         await device.enroll()
                     seconds = []

@@ -115,11 +115,12 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     finally:
         gate.active -= 1
     seconds = time.monotonic() - started
-    aggregator.metrics.requests.labels(name).observe(seconds)
+    aggregator.metrics.request_seconds(name).observe(seconds)
     if not response.prepared:
         response.headers["Covey-Request"] = request_id
-    fields = {"route": name, "status": response.status, "seconds": round(seconds, 6)}
-    access.info("%s %d", name, response.status, extra=fields)
+    if not access.disabled:
+        fields = {"route": name, "status": response.status, "seconds": round(seconds, 6)}
+        access.info("%s %d", name, response.status, extra=fields)
     return response
 
 
@@ -134,5 +135,7 @@ async def count_traffic(request: web.Request, response: web.StreamResponse) -> N
     aggregator, name = request.app[AGGREGATOR], name_of(request)
     up, down = request.get(RECEIVED, 0), response.content_length or 0
     aggregator.traffic.add(device_of(request), name, up, down)
-    aggregator.metrics.body_bytes.labels(name, "up").inc(up)
-    aggregator.metrics.body_bytes.labels(name, "down").inc(down)
+    if up:
+        aggregator.metrics.bytes_of(name, "up").inc(up)
+    if down:
+        aggregator.metrics.bytes_of(name, "down").inc(down)

@@ -23,6 +23,7 @@ SLOW_AFTER_S = 30.0  # from here on the average rate counts
 SLOWEST_BYTES_S = 1024  # slower than a 2G link
 SMALL = 64 * 1024  # bound for messages without a payload
 IN_FLIGHT = 256 * 2**20  # bodies of updates that are read and checked at the same time
+BODY_SHA256 = web.RequestKey("body_sha256", bytes)  # of a body that was read to its end
 
 
 class Budget:
@@ -44,7 +45,7 @@ class Budget:
 
 
 async def read_body(request: web.Request, limit: int) -> bytes:
-    """The whole body, at most `limit` bytes and the one that was signed, or Refused."""
+    """The whole body, at most `limit` bytes and the one that was signed, or Refused; BODY_SHA256 is set."""
     return b"".join([piece async for piece in body_pieces(request, limit)])
 
 
@@ -66,12 +67,16 @@ async def body_pieces(request: web.Request, limit: int) -> AsyncIterator[bytes]:
         digest.update(piece)
         yield piece
         failpoint("body")
-    check_digest(request, content_digest(digest.digest()))
+    request[BODY_SHA256] = digest.digest()
+    check_digest(request, content_digest(request[BODY_SHA256]))
 
 
 async def _next_piece(request: web.Request) -> bytes:
     """What has arrived, b"" at the end."""
     try:
+        piece = request.content.read_nowait()
+        if piece or request.content.at_eof():  # without a timer where nothing is waited for
+            return piece
         async with asyncio.timeout(IDLE_S):
             return await request.content.readany()
     except TimeoutError:

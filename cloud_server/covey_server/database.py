@@ -2,7 +2,8 @@
 
 Work is a function of the connection. What waits in the queue when the thread gets to it shares one transaction, hence
 one sync; each piece has its own savepoint, so that a piece that raises undoes itself alone. A future gets its result
-only after the commit, and the event loop is woken once for all that shared it. WAL with synchronous=FULL: in NORMAL a power cut may lose commits that were acknowledged.
+only after the commit, and the event loop is woken once for all that shared it. WAL with synchronous=FULL: in NORMAL a
+power cut may lose commits that were acknowledged.
 
 Bytes that rows refer to may be written by the pieces of a transaction to a `Journal`: it is synced before each commit.
 
@@ -68,7 +69,8 @@ class Database:
 
     def __init__(self, path: Path, schema: list[str]):
         self._log = path.with_name(path.name + "-wal")
-        self._queue: SimpleQueue[Piece | None] = SimpleQueue()
+        self._queue: SimpleQueue[list[Piece] | None] = SimpleQueue()
+        self._fresh: list[Piece] = []  # of the event loop, until its turn ends
         opened: Future[None] = Future()
         self._thread = Thread(target=self._run, args=(path, schema, opened), name="covey-database", daemon=True)
         self._thread.start()
@@ -79,7 +81,7 @@ class Database:
     ) -> "Future[T]":
         """Queue `work(connection, *args, **kwargs)`; the future gets its result once it is committed."""
         future: Future[T] = Future()
-        self._queue.put(Piece(lambda connection: work(connection, *args, **kwargs), future))
+        self._queue.put([Piece(lambda connection: work(connection, *args, **kwargs), future)])
         return future
 
     def run(self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -87,10 +89,20 @@ class Database:
         return self.submit(work, *args, **kwargs).result()
 
     async def do(self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do it, waiting on the event loop."""
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._queue.put(Piece(lambda connection: work(connection, *args, **kwargs), future))
+        """Do it, waiting on the event loop, of which there is one.
+
+        What is asked for in one turn of the loop is queued together: waking the thread costs more than a row.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        if not self._fresh:
+            loop.call_soon(self._hand_over)
+        self._fresh.append(Piece(lambda connection: work(connection, *args, **kwargs), future))
         return await future
+
+    def _hand_over(self) -> None:
+        self._queue.put(self._fresh)
+        self._fresh = []
 
     def close(self) -> None:
         """Finish what is queued, checkpoint, close."""
@@ -121,11 +133,11 @@ class Database:
 
     def _next_batch(self) -> list[Piece]:
         """What is queued, at least one piece; nothing once the end has been asked for."""
-        batch = []
+        batch: list[Piece] = []
         item = self._queue.get()
         while item is not None:
-            batch.append(item)
-            if len(batch) == BATCH:
+            batch += item
+            if len(batch) >= BATCH:
                 break
             try:
                 item = self._queue.get_nowait()

@@ -36,6 +36,7 @@ class Divided:
     layouts: dict[str, Layout]
     uploads: dict[str, Codec]
     _places: dict[tuple[str, int], NDArray[np.int64]] = field(default_factory=dict)
+    _allowed: dict[int, set[str]] = field(default_factory=dict)
 
     @property
     def plain(self) -> bool:
@@ -49,7 +50,10 @@ class Divided:
 
     def allowed(self, round_: int) -> set[str]:
         """The digests of the layouts that a round's updates may have."""
-        return {self.division.uploaded(round_, rank).digest for rank in self.division.ranks}
+        phase = (round_ - 1) % max(1, len(self.division.sharing.phases))
+        if phase not in self._allowed:
+            self._allowed[phase] = {self.division.uploaded(round_, rank).digest for rank in self.division.ranks}
+        return self._allowed[phase]
 
     def begin(self) -> Vector:
         """Version 0 of what is published."""

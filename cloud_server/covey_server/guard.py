@@ -36,6 +36,7 @@ STRANGER = Rate(10.0, 100)  # requests of an address that nobody signed for
 CALLER = web.RequestKey("caller", Device)
 SIGNED = web.RequestKey("signed", Signed)
 GIVES_NONCE = web.RequestKey("gives_nonce", bool)
+ROUTE = web.RequestKey[Route | None]("route")
 
 
 @dataclass
@@ -76,9 +77,11 @@ class Reader:
 
 
 def route_of(request: web.Request) -> Route | None:
-    """The row of the table for a request; None for what is not there."""
-    resource = request.match_info.route.resource
-    return request.app[TABLE].get((request.method, resource.canonical if resource else ""))
+    """The row of the table for a request; None for what is not there. Looked up once."""
+    if ROUTE not in request:
+        resource = request.match_info.route.resource
+        request[ROUTE] = request.app[TABLE].get((request.method, resource.canonical if resource else ""))
+    return request[ROUTE]
 
 
 @web.middleware

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from covey_server import access
 from covey_server.aggregator import Aggregator
-from covey_server.bodies import SMALL, Budget, read_body
+from covey_server.bodies import BODY_SHA256, SMALL, Budget, read_body
 from covey_server.failpoints import failpoint
 from covey_server.guard import CALLER, DOOR, SIGNED, UPLOAD_BYTES, limit_of, route_of
 from covey_server.limits import Rate
@@ -67,7 +67,7 @@ async def put_update(request: web.Request) -> web.Response:
     failpoint("received")
     with request.app[BUDGET].reserve(request.content_length or request.app[UPLOAD_BYTES]):
         body = await _body(request)
-        return packed(await aggregator.take_update(round_, client, body))
+        return packed(await aggregator.take_update(round_, client, body, request[BODY_SHA256].hex()))
 
 
 async def put_evaluation(request: web.Request) -> web.Response:

@@ -116,7 +116,7 @@ async def _complete(request: web.Request, uploads: Uploads, partial: Partial) ->
             uploads.remove(partial)
             raise Refused("wrong_digest", f"the upload has the digest {digest}, not {partial.sha256}; begin again")
         try:
-            receipt = await request.app[AGGREGATOR].take_update(partial.round, partial.client, body)
+            receipt = await request.app[AGGREGATOR].take_update(partial.round, partial.client, body, digest)
         except Refused as error:
             if error.status < 500:
                 uploads.remove(partial)

@@ -9,6 +9,7 @@ import base64
 import binascii
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature
@@ -49,7 +50,7 @@ class PublicKey:
         try:
             raw = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
             key = cls(algorithm, raw)
-            key._load()
+            key._loaded  # noqa: B018  (raises for what is no point of the curve)
         except (ValueError, binascii.Error):
             raise SignatureError(f"the text after {algorithm}: is no public key") from None
         if key.text != text:
@@ -60,7 +61,7 @@ class PublicKey:
         """Raises SignatureError unless this key's owner signed exactly these bytes."""
         if len(signature) > MAX_SIGNATURE:
             raise SignatureError("the signature is too long to be one")
-        key = self._load()
+        key = self._loaded
         try:
             if self.algorithm == "ed25519":
                 key.verify(signature, message)
@@ -69,7 +70,8 @@ class PublicKey:
         except InvalidSignature:
             raise SignatureError("the signature is not this key's over these bytes") from None
 
-    def _load(self) -> Any:
+    @cached_property
+    def _loaded(self) -> Any:
         if len(self.raw) != LENGTHS[self.algorithm]:
             raise ValueError("wrong length")
         if self.algorithm == "ed25519":
