@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from covey_server import access, control, downloads, engine, recipe, rounds, store
+from covey_server import access, control, downloads, engine, recipe, rounds, sections, store
 from covey_server.failpoints import failpoint
 from covey_server.metrics import Metrics
 from covey_server.publish import publish_adapter
@@ -199,29 +199,42 @@ class Aggregator:
         row = (message.version, message.client, message.loss_sum, message.tokens, message.correct)
         await self.run.db.do(access.if_welcome(message.client, store.evaluate), *row, kind=message.kind)
 
-    async def adapter(self, version: int, held: int) -> bytes:
-        """GET /v1/adapter/{version}?held=H: the bytes of the Adapter message."""
-        rows = self.versions
-        if not 0 <= version < len(rows):
-            raise _unknown_version(version, len(rows) - 1)
-        published = self.run.divided.published
-        whole_bytes = 4 * published.size
-        chosen = downloads.plan(rows, held, version, whole_bytes)
-        server = self.server
+    async def adapter(self, version: int, held: int, cohort: int | None, client: str) -> bytes:
+        """GET /v1/adapter/{version}?held=H: the bytes of the Adapter message, with `cohort` of its cohort's copies."""
+        if not 0 <= version < len(self.versions):
+            raise _unknown_version(version, len(self.versions) - 1)
+        number, server = self._section(cohort, client), self.server
+        section = self.run.recipe.sections[number]
+        rows = [sections.row_of(row, number) for row in self.versions]
+        chosen = downloads.plan(rows, held, version, 4 * section.layout.size)._replace(section=number)
 
         def make() -> bytes:
-            whole = recipe.whole(server.view, version, self.run.exact) if chosen.whole else None
+            whole = recipe.whole(server.view[section.where], version, section.exact) if chosen.whole else None
             plan = chosen if whole or not chosen.whole else downloads.plan(rows, held, version, 2**62)
-            steps = [whole] if whole else [self._step(v) for v in plan.steps]
-            return downloads.message(plan, rows, published.digest, steps)
+            steps = [whole] if whole else [self._step(v, number) for v in plan.steps]
+            return downloads.message(plan, rows, section.layout.digest, steps)
 
         return await self._cache.get(chosen, lambda: asyncio.to_thread(make))
 
-    def _step(self, version: int) -> Step:
-        """A published step, from its blob."""
+    def _section(self, cohort: int | None, client: str) -> int:
+        """The section that a device asks for. A cohort must be its own; it may have changed since it checked in."""
+        grouping, common = self.run.grouping, self.run.divided.division.common
+        if cohort is None and common:
+            return 0
+        if grouping is None or cohort is None:
+            have = "no cohorts" if grouping is None else "nothing that all cohorts have"
+            raise Refused("bad_message", f"this task has {have}, so there is no such adapter")
+        own = cohort_of(grouping, self.server.cohorts, client)
+        if cohort != own:
+            raise Refused("conflict", f"cohort {cohort} is not that of {client}, which is {own} now; check in again")
+        return cohort + (1 if common else 0)
+
+    def _step(self, version: int, section: int) -> Step:
+        """A section of a published step, from its blob."""
         digest = self.versions[version].step
         assert digest is not None
-        return Step.from_bytes(self.run.blobs.get(digest))
+        step = Step.from_bytes(self.run.blobs.get(digest))
+        return step if len(self.run.recipe.sections) == 1 else sections.step_of(step, section)
 
     # What time brings.
 

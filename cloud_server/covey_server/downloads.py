@@ -15,12 +15,16 @@ from covey_shared.messages import MAX_ITEMS, Adapter, Step
 
 
 class Plan(NamedTuple):
-    """How to come to `version`: from `base` by the steps of these versions, or by one whole step from zero."""
+    """How to come to `version`: from `base` by the steps of these versions, or by one whole step from zero.
+
+    `section` is the number of the part that is downloaded, see sections.py.
+    """
 
     version: int
     base: int
     steps: tuple[int, ...]
     whole: bool
+    section: int = 0
 
 
 def plan(rows: Sequence[VersionRow], held: int, version: int, whole_bytes: int) -> Plan:

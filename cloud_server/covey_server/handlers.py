@@ -53,11 +53,13 @@ async def post_check_in(request: web.Request) -> web.Response:
 
 
 async def get_adapter(request: web.Request) -> web.Response:
-    """How to come from what a device holds to a version."""
+    """How to come from what a device holds to a version, of what all have or of its cohort's copies."""
     version = number_of(request.match_info["version"], "the version")
     text = request.query.get("held", "-1")
     held = -1 if text == "-1" else number_of(text, "held")
-    return web.Response(body=await request.app[AGGREGATOR].adapter(version, held), content_type=MEDIA_TYPE)
+    cohort = number_of(request.query["cohort"], "the cohort") if "cohort" in request.query else None
+    body = await request.app[AGGREGATOR].adapter(version, held, cohort, request[CALLER].name)
+    return web.Response(body=body, content_type=MEDIA_TYPE)
 
 
 async def put_update(request: web.Request) -> web.Response:

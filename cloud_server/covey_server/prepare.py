@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from covey_server import task_file
@@ -11,6 +12,7 @@ from covey_server.division import Divided, divide, space_of
 from covey_server.optimizers import make_optimizer
 from covey_server.recipe import Recipe
 from covey_server.regroup import Grouping, grouping_of
+from covey_server.sections import joined, sections_of
 from covey_server.strategies import make_strategy
 from covey_server.task_file import Named, TaskFile
 from covey_shared.bundle import Bundle
@@ -46,10 +48,10 @@ def prepare(task: TaskFile, bundle: Bundle) -> Prepared:
     strategy = make_strategy(task.strategy.name, task.strategy.args, space_of(bundle.manifest, rank))
     divided = divide(bundle, task.task.seed, strategy, task.personal, spec_of(task.upload), rank)
     grouping = grouping_of(task.strategy.args) if task.strategy.name == "cohorts" else None
-    down = codec_of("download", task.download, divided.published)
+    sections = sections_of(divided.division, partial(codec_of, "download", task.download))
     origin = divided.begin() if task.since == "start" else None
     optimizer = make_optimizer(task.server.name, task.server.args)
-    return Prepared(task, divided, grouping, Recipe(strategy, optimizer, down, origin))
+    return Prepared(task, divided, grouping, Recipe(strategy, optimizer, joined(sections), origin, sections))
 
 
 def spec_of(codec: task_file.Codec) -> Spec:

@@ -18,6 +18,7 @@ import numpy as np
 from covey_server import optimizers
 from covey_server.defence import scaled
 from covey_server.optimizers import Optimizer
+from covey_server.sections import Section
 from covey_server.strategies import Strategy
 from covey_shared.codec import Codec, dump_state, load_state
 from covey_shared.entries import Entries
@@ -28,13 +29,15 @@ from covey_shared.messages import Step
 class Recipe(NamedTuple):
     """What a task prescribes: how updates are averaged, how the server steps, how its steps are coded.
 
-    `origin` float32 [n] is what each version is coded from, None for the version before.
+    `origin` float32 [n] is what each version is coded from, None for the version before. `sections` are the parts of a
+    version that devices download apart.
     """
 
     strategy: Strategy
     optimizer: Optimizer
     codec: Codec
     origin: Vector | None = None
+    sections: tuple[Section, ...] = ()
 
     def base(self, version: int) -> int:
         """The version that a version's step is added to; 0 is the seeded start, -1 the zero vector."""

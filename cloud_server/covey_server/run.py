@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from covey_server import buffers, recipe, rounds, store, task_file
+from covey_server import buffers, recipe, rounds, sections, store, task_file
 from covey_server.blobs import Blobs
 from covey_server.database import Database
 from covey_server.division import Divided
@@ -25,7 +25,7 @@ from covey_server.schema import SCHEMA
 from covey_server.segments import Segments
 from covey_server.task_file import TaskFile
 from covey_shared.bundle import Bundle
-from covey_shared.codec import Codec, codec_from_spec, presets
+from covey_shared.codec import Codec
 from covey_shared.entries import Entries
 from covey_shared.errors import TaskFileError, UsageError
 from covey_shared.layout import Layout, vector_digest
@@ -40,7 +40,6 @@ class Run:
     bundle: Bundle
     divided: Divided
     grouping: Grouping | None
-    exact: Codec
     recipe: Recipe
     db: Database
     blobs: Blobs
@@ -105,9 +104,11 @@ def open_run(task: TaskFile, folder: Path, now: float) -> Run:
         versions = db.run(store.versions)
         state = versions[-1].state
         assert state is not None
+        if len(how.sections) > 1 and not versions[-1].sections:
+            raise UsageError(f"the run in {folder} is of an older covey, whose cohorts are others; start a new run")
         return Run(
             task=task, bundle=bundle, divided=divided, grouping=prepared.grouping,
-            exact=codec_from_spec(presets.dense(), divided.published), recipe=how, db=db, blobs=blobs,
+            recipe=how, db=db, blobs=blobs,
             segments=segments, server=ServerState.from_bytes(blobs.get(state)), versions=versions,
             machine=machine_of(task, db), devices=db.run(store.devices), lock=lock,
         )  # fmt: skip
@@ -188,6 +189,7 @@ def store_version(
         digest=vector_digest(state.view),
         updates=updates,
         created=now,
+        sections=sections.facts(how.sections, state.view, step),
     )
 
 

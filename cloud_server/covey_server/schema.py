@@ -81,4 +81,9 @@ CREATE TABLE personal_evaluations (
 ) STRICT;
 """
 
-SCHEMA = [TABLES, BUFFERS, PERSONAL + ACCESS]
+# Versions whose parts are downloaded apart, as those of cohorts: see sections.py.
+SECTIONS = """
+ALTER TABLE versions ADD COLUMN sections TEXT NOT NULL DEFAULT '';
+"""
+
+SCHEMA = [TABLES, BUFFERS, PERSONAL + ACCESS, SECTIONS]

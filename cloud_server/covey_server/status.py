@@ -76,12 +76,11 @@ FROM clients c LEFT JOIN updates u ON u.client = c.client GROUP BY c.client ORDE
 def _device(row: Any, losses: list[tuple[int, float]], own: list[tuple[int, float]]) -> dict[str, Any]:
     """One device; `losses` and, with what it keeps to itself, `own` are (version, held-out loss), oldest first."""
     keys = ("client", "runtime", "examples", "updates", "last_round", "training_loss", "training_s")
-    ends = {"first": losses[0], "last": losses[-1]} if losses else {"first": None, "last": None}
-    ends["personal"] = own[-1] if own else None
-    return {**dict(zip(keys, row, strict=True)), **{f"{k}_evaluation": _point(p) for k, p in ends.items()}}
+    ends = {"first": losses[:1], "last": losses[-1:], "personal": own[-1:]}
+    return {**dict(zip(keys, row, strict=True)), **{f"{k}_evaluation": _point(*p) for k, p in ends.items()}}
 
 
-def _point(point: tuple[int, float] | None) -> dict[str, Any] | None:
+def _point(point: tuple[int, float] | None = None) -> dict[str, Any] | None:
     return {"version": point[0], "loss": point[1]} if point else None
 
 

@@ -45,7 +45,8 @@ class UpdateRow(NamedTuple):
 
 class VersionRow(NamedTuple):
     """A published version. `base` is the version that its step is added to, or -1 for the zero vector; `step` and
-    `state` are blobs; `digest` is the adapter's; `updates` how many were averaged; `created` Unix seconds.
+    `state` are blobs; `digest` is the adapter's; `updates` how many were averaged; `created` Unix seconds; `sections`
+    says of each section what sections.py has to know, empty where there is only one.
     """
 
     version: int
@@ -57,6 +58,7 @@ class VersionRow(NamedTuple):
     digest: str
     updates: int
     created: float
+    sections: str = ""
 
 
 class Verdict(NamedTuple):

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from covey_edge import calls, local
 from covey_edge.data import evaluation_batches, evaluation_count
 from covey_edge.device import Device
+from covey_edge.encoding import encoded
 from covey_edge.events import Events
 from covey_edge.local import Progress
 from covey_edge.parts import PartTrainer
@@ -41,11 +43,9 @@ from covey_edge.transport import Refused, ServerError, Transport
 from covey_edge.uploads import Parcel, deliver
 from covey_edge.versions import NOTHING, Held, advance
 from covey_shared import messages
-from covey_shared.codec import dump_state, load_state
-from covey_shared.errors import RemoteError, UsageError
-from covey_shared.layout import Vector
-from covey_shared.messages import Assignment, Evaluation, Update
-from covey_shared.prng import derive
+from covey_shared.errors import RemoteError
+from covey_shared.layout import Layout, Vector
+from covey_shared.messages import Assignment, Evaluation
 
 CHECKPOINT_S = 2.0  # between two saves of a round in progress: what a kill costs at most
 MAX_REFUSALS = 5  # in a row, before the server's sentence becomes the end
@@ -60,7 +60,8 @@ class Agent:
         self.device, self.transport, self.folder, self.events = device, transport, folder, events
         self.record = record
         self.held = record.version()
-        self.uploaded = self.refusals = self.cohort = 0
+        self.uploaded = self.refusals = 0
+        self.cohort = record.cohort  # as the server said last; what is held is of record.cohort
 
     async def run(self) -> Client:
         """Take part until the task is done (or one round is); returns what is remembered in the end."""
@@ -84,7 +85,8 @@ class Agent:
     def view(self) -> View:
         """What decisions depend on."""
         evaluated = {s.version for s in self.record.history}
-        return View(self.held.version, evaluated, bool(self.record.pending), self.uploaded)
+        moved = self.cohort != self.record.cohort  # so that it is fetched anew, whichever version it is
+        return View(NOTHING if moved else self.held.version, evaluated, bool(self.record.pending), self.uploaded)
 
     async def check_in(self) -> Assignment:
         """Offer this device."""
@@ -110,7 +112,10 @@ class Agent:
             try:
                 self.held = await self.advance_from(held, action.version)
             except (RemoteError, Refused) as error:
-                if held.version == NOTHING:
+                moved = (
+                    isinstance(error, Refused) and error.code == "conflict"
+                )  # to another cohort, since it checked in
+                if held.version == NOTHING or moved:
                     raise
                 self.events.notice(f"starting again from the whole adapter: {error}")
                 self.held = await self.advance_from(Held(NOTHING, held.adapter), action.version)
@@ -118,16 +123,30 @@ class Agent:
             return await self.refused(error, 0)
         went_back = action.version < before.version  # the server lost what it had: its next versions are other ones
         history = tuple(s for s in self.record.history if not went_back or s.version in (0, action.version))
-        self.save(held=self.held.version, adapter=bytes_of(self.held.adapter), history=history)
+        self.save(held=self.held.version, adapter=bytes_of(self.held.adapter), cohort=self.cohort, history=history)
         size = self.transport.traffic.received[calls.ADAPTER] - received
         self.events.emit("version", version=action.version, bytes=size)
         return True
 
     async def advance_from(self, held: Held, version: int) -> Held:
         """The version, from what is held, with its digest checked."""
-        layout = self.device.share.division.published
-        message = await calls.get_adapter(self.transport, version, held.version, layout)
-        return await asyncio.to_thread(advance, held, message, layout, self.device.start)
+        parts = [
+            await self.part_from(held, version, layout, cohort)
+            for layout, cohort in self.device.share.division.downloads(self.cohort)
+        ]
+        return Held(version, parts[0] if len(parts) == 1 else np.concatenate(parts))
+
+    async def part_from(self, held: Held, version: int, layout: Layout, cohort: int | None) -> Vector:
+        """A part of the version: what all devices have, or the copies of this device's cohort."""
+        share, known = self.device.share, held.version
+        if cohort is not None and cohort != self.record.cohort:
+            known = NOTHING  # of that cohort: what is held is another's
+        mine = held.adapter
+        if known != NOTHING:
+            mine = held.adapter[share.division.downloaded(self.record.cohort).positions(layout)]
+        message = await calls.get_adapter(self.transport, version, known, layout, cohort)
+        start = partial(share.start_of, layout)
+        return (await asyncio.to_thread(advance, Held(known, mine), message, layout, start)).adapter
 
     async def evaluate(self, action: Evaluate) -> bool:
         """Held-out loss of the version that is held; the server hears of it, and may decline."""
@@ -212,20 +231,8 @@ class Agent:
 
     def encode(self, action: Train, progress: Progress, before: Vector) -> tuple[Pending, bytes]:
         """The round's change as an update to send, and the codec's state until that is acknowledged."""
-        codec, task, share = self.device.codec(action.round), self.device.task, self.device.share
-        name = self.device.codec_name(action.round)
-        known = self.record.codecs.get(name, b"")
-        state = load_state(known) if known else codec.init(derive(task.seed, "codec", self.record.client))
-        seen = codec.look(share.sent(progress.adapter, action.round), state)
-        parts, after = codec.encode(share.sent(progress.adapter - before, action.round), seen)
-        body = self.update(action, progress, parts).to_bytes()
-        if len(body) > task.max_upload_bytes:
-            raise UsageError(
-                f"the update has {len(body):,} bytes, the server takes at most {task.max_upload_bytes:,}: "
-                "its operator has to raise the limit or choose a smaller codec"
-            )
-        kind = {"round": action.round, "attempt": action.attempt, "version": action.version}
-        return Pending(**kind, body=body, codec=name, codec_after=dump_state(after)), dump_state(state)
+        known = self.record.codecs.get(self.device.codec_name(action.round), b"")
+        return encoded(self.device, self.record.client, action, progress, before, known)
 
     async def train_steps(self, action: Train, trainer: Trainer, before: Vector) -> Progress | None:
         """The finished round, or None where its deadline passed: what is done is kept in case it is opened again."""
@@ -265,15 +272,6 @@ class Agent:
     def checkpoint(self, action: Train, progress: Progress) -> None:
         """Save the round in progress."""
         self.folder.save(training_of(self.record.task, action.round, action.attempt, action.version, progress))
-
-    def update(self, action: Train, progress: Progress, parts: dict[str, bytes]) -> Update:
-        """The message that is uploaded."""
-        return Update(
-            client=self.record.client, layout=self.device.uploaded(action.round).digest, round=action.round,
-            attempt=action.attempt, version=action.version, codec=self.device.task.upload_codec, parts=parts,
-            examples=self.device.parts.train.count, steps=progress.step, loss_before=progress.loss_before,
-            loss_after=progress.loss_after, seconds=progress.seconds,
-        )  # fmt: skip
 
     async def upload(self, action: Upload) -> bool:
         """Send the pending bytes until they are acknowledged; a refusal drops them and keeps the codec's old state."""

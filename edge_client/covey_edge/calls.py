@@ -69,9 +69,14 @@ async def check_in(transport: Transport, message: CheckIn) -> Assignment:
     return _read(Assignment, await transport.exchange("POST", "/v1/checkin", body=message.to_bytes()), transport)
 
 
-async def get_adapter(transport: Transport, version: int, held: int, layout: Layout) -> Adapter:
-    """How to come to a version from the one held. No honest answer is longer than twice the dense adapter."""
-    path = f"/v1/adapter/{version}?held={held}"
+async def get_adapter(
+    transport: Transport, version: int, held: int, layout: Layout, cohort: int | None = None
+) -> Adapter:  # fmt: skip
+    """How to come to a version from the one held, of what all devices have or of a cohort's copies.
+
+    No honest answer is longer than twice the dense adapter.
+    """
+    path = f"/v1/adapter/{version}?held={held}" + ("" if cohort is None else f"&cohort={cohort}")
     message = _read(
         Adapter, await transport.exchange("GET", path, limit=8 * layout.size + (1 << 20), kind=ADAPTER), transport
     )

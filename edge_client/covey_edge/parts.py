@@ -61,22 +61,27 @@ class Share:
         """Version 0 of what is published."""
         return self.division.start(self.bundle.start(self.seed))
 
+    def start_of(self, layout: Layout) -> Vector:
+        """Version 0 of a part of what is published."""
+        return self.start()[self.division.published.positions(layout)]
+
     def own_start(self) -> Vector:
         """The personal tensors of a device that has just come: their seeded or stored start, as all devices have it."""
         return self._of(self.bundle.start(self.seed), self.division.personal(self.rank))
 
-    def whole(self, published: Vector, own: Vector, round_: int = 0, cohort: int = 0) -> tuple[Vector, Vector | None]:
-        """(adapter, second adapter) of this device: a published version and its personal tensors in their places.
+    def whole(self, downloaded: Vector, own: Vector, round_: int = 0, cohort: int = 0) -> tuple[Vector, Vector | None]:
+        """(adapter, second adapter) of this device: a downloaded version and its personal tensors in their places.
 
         `round_` is the one that is trained, 0 for evaluation; an empty `own` means the documented start. Factors
         beyond this device's rank are zeros.
         """
         division = self.division
         if division.sharing == PLAIN and not self.rank:
-            return published, None
+            return downloaded, None
         anew = bool(round_ and division.sharing.fresh)
         fresh = self.bundle.start(fresh_seed(self.seed, round_)) if anew else None
-        space = division.at(self.bundle.start(self.seed), published, cohort, fresh)
+        start = self.bundle.start(self.seed)
+        space = division.at(start, division.spread(start, downloaded, cohort), cohort, fresh)
         full = space[: division.top.size]
         personal = division.personal(self.rank)
         if personal is not None and len(own):

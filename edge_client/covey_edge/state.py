@@ -63,14 +63,16 @@ class Scored(Message):
 class Client(Message):
     """The `client` file. `task`: which task it belongs to; `codecs`: states of codecs by name; `pending`: 0 or 1.
 
-    `adapter` holds the float32 bytes of version `held`, none for -1. `own` holds those of the personal tensors, none as
-    long as they are at their start, and `own_history` evaluations with them. `rounds` counts acknowledged updates.
+    `adapter` holds the float32 bytes of version `held` as devices of `cohort` have it, none for -1. `own` holds those
+    of the personal tensors, none as long as they are at their start, and `own_history` evaluations with them. `rounds`
+    counts acknowledged updates.
     """
 
     client: str
     task: str
     held: int
     adapter: bytes
+    cohort: int
     codecs: dict[str, bytes]
     pending: tuple[Pending, ...]
     history: tuple[Scored, ...]
@@ -128,7 +130,7 @@ def bytes_of(vector: Vector) -> bytes:
 def new_client(name: str, task: str) -> Client:
     """A device at its start. Without a name it gets a random one: a host's name is often its owner's."""
     return Client(
-        client=name or f"device-{secrets.token_hex(4)}", task=task, held=NOTHING, adapter=b"", codecs={},
+        client=name or f"device-{secrets.token_hex(4)}", task=task, held=NOTHING, adapter=b"", cohort=0, codecs={},
         pending=(), history=(), own=b"", own_history=(), rounds=0, trained_tokens=0, train_seconds=0.0, sent={},
         received={},
     )  # fmt: skip

@@ -3,7 +3,7 @@
 Every tensor of the adapter has one label. `shared` tensors travel both ways and are aggregated. `personal` ones are
 trained on the device and never leave it. `fixed` ones keep the start that the seed gives them. `fresh` ones start anew
 each round, so only their change travels, upwards. `cohort` ones are shared among like devices: there is a copy for each
-cohort, all of them are published, and a device takes and sends that of its own.
+cohort, and a device downloads and sends that of its own.
 
 Labels are patterns on names, so a personalisation policy is data: FedSA-LoRA is personal = ("kind:lora_B",), FedPer
 ("kind:head",), FFA-LoRA fixed = ("kind:lora_A",).
@@ -62,6 +62,8 @@ class Division:
                 raise LayoutError(f"the pattern {pattern!r} matches no tensor of the adapter")
         if sharing.personal and not any(matches(t, sharing.personal) for t in tensors):
             raise LayoutError(f"nothing of the adapter is personal: {', '.join(sharing.personal)} matches no tensor")
+        if sharing.cohort and not any(matches(t, sharing.cohort) for t in tensors):
+            raise LayoutError(f"cohorts would share nothing: {', '.join(sharing.cohort)} matches no tensor")
         for tensor in tensors:
             labels = [label for label, patterns in self._labelled() if matches(tensor, patterns)]
             if len(labels) > 1:
@@ -103,9 +105,37 @@ class Division:
 
     @cached_property
     def published(self) -> Layout:
-        """What devices download: shared tensors, the cohorts' copies and the second adapter."""
+        """What the server publishes: shared tensors, the cohorts' copies and the second adapter."""
         own, count = self.space.tensors, len(self.top.tensors)
         return Layout((*(t for t in own[:count] if self.label(t) == SHARED), *own[count:]))
+
+    @cached_property
+    def common(self) -> Layout | None:
+        """Of what is published, what all devices download: all without cohorts, None where they have all."""
+        copies = {t.name for cohort in range(self.sharing.cohorts) for t in self.copy(cohort).tensors}
+        tensors = tuple(t for t in self.published.tensors if t.name not in copies)
+        return Layout(tensors) if tensors else None
+
+    def copy(self, cohort: int) -> Layout:
+        """The copies of one cohort."""
+        return Layout(tuple(_named(f"{COHORT}{cohort}.", t) for t in self.top.tensors if self.label(t) == COHORT))
+
+    def downloads(self, cohort: int) -> tuple[tuple[Layout, int | None], ...]:
+        """What a device of this cohort downloads, one after the other: layouts, with the cohort where it is a copy."""
+        common: list[tuple[Layout, int | None]] = [(self.common, None)] if self.common else []
+        return (*common, (self.copy(cohort), cohort)) if self.sharing.cohorts else tuple(common)
+
+    def downloaded(self, cohort: int) -> Layout:
+        """What a device of this cohort holds of a version: what all have, then its cohort's copies."""
+        return Layout(tuple(t for layout, _ in self.downloads(cohort) for t in layout.tensors))
+
+    def spread(self, adapter: Vector, downloaded: Vector, cohort: int) -> Vector:
+        """What a device holds as a whole published vector, float32; other cohorts' copies are at their start."""
+        if not self.sharing.cohorts:
+            return downloaded
+        out = self.start(adapter)
+        out[self.published.positions(self.downloaded(cohort))] = downloaded
+        return out
 
     @cached_property
     def ranks(self) -> tuple[int, ...]:

@@ -101,6 +101,32 @@ def test_cohorts_have_copies() -> None:
     assert not entries[ADAPTER.size - 3 : -3].any()
 
 
+@pytest.mark.parametrize("second", [False, True])
+def test_a_device_holds_what_all_have_and_its_cohort_s_copies(second: bool) -> None:
+    three = division(cohort=("head",), cohorts=3, second=second)
+    assert three.common is not None
+    assert names(three.downloaded(1)) == [*names(three.common), "cohort1.head"]
+    assert not any("cohort" in name for name in names(three.common))
+    published = np.arange(three.published.size, dtype=np.float32)
+    held = published[three.published.positions(three.downloaded(1))]
+    mine, theirs = (three.at(START, vector, cohort=1) for vector in (three.spread(START, held, 1), published))
+    size = ADAPTER.size
+    assert mine[:size].tobytes() == theirs[:size].tobytes()
+    one, other = three.second_at(mine), three.second_at(theirs)
+    assert (one is None and other is None) if not second else np.array_equal(one, other)  # type: ignore[arg-type]
+    plain = division()
+    assert plain.common == plain.downloaded(0) == plain.published
+    assert plain.spread(START, START, 0) is START
+
+
+def test_cohorts_may_have_everything_but_not_nothing() -> None:
+    apart = division(cohort=("*",), cohorts=2)
+    assert apart.common is None
+    assert apart.downloads(1) == ((apart.copy(1), 1),)
+    with pytest.raises(LayoutError, match="cohorts would share nothing"):
+        division(cohort=("kind:norm",), cohorts=2)
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [

@@ -4,7 +4,7 @@ The server groups devices by the cosine of their changes every few rounds (`cove
 sends the copy of its cohort. The mean of a coordinate is over those who have it: of the shared tensors everybody, of a
 copy its cohort. A cohort that begins goes on from the copy that most of its devices had.
 
-All copies are published, so a download grows with their number; upload and training do not.
+A device downloads its own cohort's copy alone (`covey_server.sections`), so their number costs the server, not it.
 """
 
 from typing import NamedTuple
