@@ -17,6 +17,7 @@ from covey_shared.entries import Entries
 from covey_shared.errors import CodecError, UsageError
 from covey_shared.layout import Vector
 from covey_shared.messages import Step
+from covey_shared.sharing import Division
 
 
 def next_version(run: Run, server: ServerState, rows: Sequence[UpdateRow]) -> tuple[ServerState, Step]:
@@ -25,7 +26,8 @@ def next_version(run: Run, server: ServerState, rows: Sequence[UpdateRow]) -> tu
     start = divided.whole(server.view, server.version + 1)
     change = divided.down(recipe.fold_weighted(run.recipe.strategy, start, weighed(run, server, rows)))
     if run.grouping and (server.version + 1) % run.grouping.every == 0:
-        server, change = grouped(run, run.grouping, server, change, rows)
+        names, changes = [row.client for row in rows], [run.decoded(row)[0].dense() for row in rows]
+        server, change = grouped(divided.division, run.grouping, server, change, names, changes)
     try:
         return recipe.advance(run.recipe, server, change)
     except CodecError as error:
@@ -36,13 +38,15 @@ def next_version(run: Run, server: ServerState, rows: Sequence[UpdateRow]) -> tu
 
 
 def grouped(
-    run: Run, grouping: Grouping, server: ServerState, change: Vector, rows: Sequence[UpdateRow]
-) -> tuple[ServerState, Vector]:
-    """The state with devices grouped by this round's updates, and cohorts that begin as copies of others."""
-    division, names = run.divided.division, [row.client for row in rows]
+    division: Division, grouping: Grouping, server: ServerState, change: Vector, names: Sequence[str],
+    changes: Sequence[Vector],
+) -> tuple[ServerState, Vector]:  # fmt: skip
+    """The state with devices grouped by this round's updates, and cohorts that begin as copies of others.
+
+    `change` is the mean of what is published, `changes` what the devices of these names sent.
+    """
     layout = division.uploaded(server.version + 1)
-    changes = [aligned(layout, run.decoded(row)[0].dense()) for row in rows]
-    after = regrouped(grouping, server.cohorts, names, changes)
+    after = regrouped(grouping, server.cohorts, names, [aligned(layout, sent) for sent in changes])
     sources = inherited(grouping, server.cohorts, after, names)
     w, view = copied(division, server.w, sources), server.view
     return dataclasses.replace(server, w=w, view=view, cohorts=after), copied(division, change, sources)
