@@ -20,6 +20,7 @@ from typing import Any
 
 from covey_server import access, control, downloads, engine, recipe, rounds, sections, store
 from covey_server.failpoints import failpoint
+from covey_server.kept import Decoded
 from covey_server.metrics import Metrics
 from covey_server.publish import publish_adapter
 from covey_server.refusals import Refused
@@ -127,10 +128,10 @@ class Aggregator:
         """
         run = self.run
         if len(body) <= SOON_BYTES and self._is_soon:
-            row, refused = self._read(round_, client, body, sha256)
+            row, refused, decoded = self._read(round_, client, body, sha256)
         else:
             async with self._decoding:
-                row, refused = await asyncio.to_thread(self._read, round_, client, body, sha256)
+                row, refused, decoded = await asyncio.to_thread(self._read, round_, client, body, sha256)
         if refused is None:
             work = access.if_welcome(client, store.accept)
             verdict = await run.db.do(work, row, body, run.segments, self._buffers)
@@ -140,6 +141,8 @@ class Aggregator:
         if verdict.row is None:
             raise Refused(*(refused or self._closed(row)))
         if verdict.kind == "accepted":
+            if decoded is not None:
+                run.kept.put(row.sha256, decoded)
             self._apply(engine.UpdateAccepted(round_, client, verdict.row.counted_in))
             self.metrics.staleness.observe(verdict.row.staleness)
         return self._receipt(verdict.row, row.sha256, verdict.kind)
@@ -169,20 +172,26 @@ class Aggregator:
             staleness=stored.staleness,
         )  # fmt: skip
 
-    def _read(self, round_: int, client: str, body: bytes, sha256: str) -> tuple[store.UpdateRow, engine.Refuse | None]:
-        """The row of an update, and why it may not count. Raises Refused, MessageError or PayloadError, changes
-        nothing. Runs in a thread: the state that it sees is immutable, and the store looks again.
+    def _read(
+        self, round_: int, client: str, body: bytes, sha256: str
+    ) -> tuple[store.UpdateRow, engine.Refuse | None, Decoded | None]:
+        """The row of an update, and either why it may not count or what it says. Changes nothing.
+
+        Raises Refused, MessageError or PayloadError. May run in a thread: the state that it sees is immutable, and the
+        store looks again.
         """
         run = self.run
         update = read_update(body, round_, client, run.divided.allowed(round_), run.upload.spec)
         refused = run.machine.admits(self.state, client, round_, update.version)
+        decoded = None
         if refused is None:
-            read_entries(update, run.divided.uploads[update.layout], run.task.round.max_norm)
+            entries = read_entries(update, run.divided.uploads[update.layout], run.task.round.max_norm)
+            decoded = Decoded(entries, update.layout)
         row = store.UpdateRow(
             round_, client, sha256, len(body), update.examples, update.steps,
             update.loss_before, update.loss_after, update.seconds, update.version,
         )  # fmt: skip
-        return row, refused
+        return row, refused, decoded
 
     def _closed(self, row: store.UpdateRow) -> engine.Refuse:
         """Why the store did not take an update that the engine would have: a version was closed in between."""
@@ -337,6 +346,7 @@ class Aggregator:
                 await asyncio.sleep(RETRY_S)
         self.metrics.rounds.observe(max(row.created - self.versions[-1].created, 0.0))
         self.server = server
+        self.run.kept.drop(update.sha256 for update in rows)
         self.versions = [*self.versions, row]
         failpoint("published")
         self._apply(engine.Published(row.version))

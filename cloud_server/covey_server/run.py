@@ -7,7 +7,7 @@ contradicts what is stored is refused by the key that changed.
 import fcntl
 import os
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +17,7 @@ from covey_server.database import Database
 from covey_server.division import Divided
 from covey_server.engine import Machine
 from covey_server.failpoints import failpoint
+from covey_server.kept import Decoded, Kept
 from covey_server.prepare import prepare
 from covey_server.prepare import spec_of as spec_of
 from covey_server.recipe import Recipe, ServerState
@@ -49,6 +50,7 @@ class Run:
     machine: Machine
     devices: list[str]
     lock: IO[bytes]
+    kept: Kept = field(default_factory=Kept)
 
     @property
     def layout(self) -> Layout:
@@ -68,14 +70,16 @@ class Run:
             weight = recipe.staleness_weight(how.staleness, how.staleness_power, how.staleness_factor, row.staleness)
         return recipe.aged(self.divided.lifted(entries, layout, cohort), weight)
 
-    def decoded(self, row: store.UpdateRow) -> tuple[Entries, str]:
-        """An accepted update from the disk, decoded, and the digest of its layout."""
+    def decoded(self, row: store.UpdateRow) -> Decoded:
+        """An accepted update, decoded when it came or from the disk."""
+        if (kept := self.kept.get(row.sha256)) is not None:
+            return kept
         if row.segment is None:
             body = self.blobs.get(row.sha256)
         else:
             body = self.segments.read(row.segment, row.position, row.bytes, row.sha256)
         message = Update.from_bytes(body)
-        return self.divided.uploads[message.layout].decode(message.parts), message.layout
+        return Decoded(self.divided.uploads[message.layout].decode(message.parts), message.layout)
 
     def close(self) -> None:
         """Commit what is queued, checkpoint, give the folder back."""
