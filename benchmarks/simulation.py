@@ -16,14 +16,14 @@ from covey_edge.data import Dataset, Examples, evaluation_batches, split
 from covey_edge.parts import PartTrainer, Share
 from covey_edge.trainers import GraphTrainer, Trainer
 from covey_server import recipe, task_file
-from covey_server.division import Divided, divide
-from covey_server.optimizers import make_optimizer
-from covey_server.run import spec_of
-from covey_server.strategies import Space, make_strategy
+from covey_server.division import Divided
+from covey_server.prepare import prepare
+from covey_server.regroup import Grouping
 from covey_server.task_file import TaskFile
-from covey_shared.codec import codec_from_spec, error_feedback
+from covey_shared.codec import error_feedback
 from covey_shared.entries import Entries
 from covey_shared.layout import Vector
+from covey_shared.messages import Update
 from covey_shared.prng import derive
 
 
@@ -55,27 +55,32 @@ class Plan(NamedTuple):
     task: TaskFile
     divided: Divided
     how: recipe.Recipe
+    grouping: Grouping | None = None
 
 
 def plan_of(setting: Setting, text: str, seed: int) -> Plan:
-    """What `covey serve` makes of a task file."""
-    manifest = setting.bundle.manifest
+    """What `covey serve` makes of a task file, with the setting's steps and rate."""
     task = task_file.parse(f'[task]\nbundle = ""\nseed = {seed}\n{text}')
-    config = replace(task.client, steps=setting.steps, learning_rate=setting.rate)
-    task = replace(task, client=config)
-    chosen = make_strategy(
-        task.strategy.name, task.strategy.args, Space(manifest.layout, manifest.frozen, manifest.ranks)
-    )
-    divided = divide(setting.bundle, seed, chosen, task.personal, spec_of(task.upload))
-    down = codec_from_spec(spec_of(task.download), divided.published)
-    return Plan(task, divided, recipe.Recipe(chosen, make_optimizer(task.server.name, task.server.args), down))
+    return ready(setting, replace(task, client=replace(task.client, steps=setting.steps, learning_rate=setting.rate)))
+
+
+def ready(setting: Setting, task: TaskFile) -> Plan:
+    """A task with the setting's bundle."""
+    made = prepare(task, setting.bundle)
+    return Plan(task, made.divided, made.recipe, made.grouping)
+
+
+def held(part: Share, view: Vector, cohort: int) -> Vector:
+    """Of a published version what a device of this cohort has."""
+    division = part.division
+    return view[division.published.positions(division.downloaded(cohort))] if division.sharing.cohorts else view
 
 
 def one_round(
-    setting: Setting, plan: Plan, client: Client, part: Share, view: Vector, round_: int, seed: int
+    setting: Setting, plan: Plan, client: Client, part: Share, view: Vector, round_: int, seed: int, cohort: int = 0
 ) -> tuple[Entries, int]:
-    """One device's training and upload: the entries that the server folds, and their bytes."""
-    adapter, second = part.whole(view, client.own, round_)
+    """One device's training and upload: the entries that the server folds, and the bytes of the message's body."""
+    adapter, second = part.whole(held(part, view, cohort), client.own, round_, cohort)
     trainer = PartTrainer(with_second(setting.trainer, second), adapter, part.trained(round_))
     before, config = adapter[trainer.where], plan.task.client.config()
     stream = local.batch_seed(seed, round_, client.name)
@@ -93,7 +98,12 @@ def one_round(
         client.own = part.kept(last.adapter, round_)
     elif not len(client.own) or round_ % sharing.sync_every == 0:
         client.own = trainer.full(last.adapter)
-    return plan.divided.lifted(plain.decode(parts), layout.digest), sum(map(len, parts.values()))
+    message = Update(
+        client=client.name, layout=layout.digest, round=round_, attempt=0, version=round_ - 1, codec=plain.spec,
+        parts=parts, examples=client.data.train.count, steps=last.step, loss_before=last.loss_before,
+        loss_after=last.loss_after, seconds=last.seconds,
+    )  # fmt: skip
+    return plan.divided.lifted(plain.decode(parts), layout.digest, cohort), len(message.to_bytes())
 
 
 def with_second(trainer: GraphTrainer, second: Vector | None) -> GraphTrainer:

@@ -1,0 +1,194 @@
+"""From the kept runs to results/flasc.json, the plots and docs/evidence.md: every number there comes from here.
+
+python benchmarks/flasc/evidence.py
+"""
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from federation import Method
+from plots import draw
+from report import put_table, write_report
+from run import KEPT, Ledger, methods
+from tasks import TASKS
+
+DENSE = "dense-r16"
+SHARE = 0.99  # of dense LoRA's accuracy, the target that bytes are counted to
+
+
+class Summary(NamedTuple):
+    """A method on a task over its seeds. Bytes are means over seeds; `to_target` is None where a seed never got there.
+
+    `accuracy` and `loss` are of the last version on the larger part of the test set, `spread` the standard deviation of
+    the accuracy over seeds (None for one seed). `best` is the best watched accuracy.
+    """
+
+    method: Method
+    seeds: int
+    rates: tuple[float, float]
+    loss: float
+    accuracy: float
+    spread: float | None
+    loss_spread: float | None
+    best: float
+    up: float
+    down: float
+    rounds: int
+    to_target: float | None
+    failed: str
+
+
+def summary(method: Method, lines: Sequence[Mapping[str, Any]], target: float) -> Summary:
+    """What the runs of a method on a task came to; `target` is an accuracy on the watched part."""
+    good = [line for line in lines if not line["failed"]]
+    if not good:
+        nan = math.nan
+        rates = tuple(lines[0]["rates"])
+        return Summary(method, 0, rates, nan, nan, None, None, nan, nan, nan, 0, None, lines[0]["failed"])
+    ends = [line["points"][-1] for line in good]
+    reached = [_reached(line["points"][:-1], target) for line in good]
+    known = [r for r in reached if r is not None]
+    return Summary(
+        method=method, seeds=len(good), rates=tuple(good[0]["rates"]), loss=fmean(e[1] for e in ends),
+        accuracy=fmean(e[2] for e in ends), spread=stdev(e[2] for e in ends) if len(good) > 1 else None,
+        loss_spread=stdev(e[1] for e in ends) if len(good) > 1 else None,
+        best=fmean(max(p[2] for p in line["points"][:-1]) for line in good), up=fmean(e[3] for e in ends),
+        down=fmean(e[4] for e in ends), rounds=good[0]["rounds"],
+        to_target=fmean(known) if len(known) == len(good) else None, failed="",
+    )  # fmt: skip
+
+
+def _reached(points: Sequence[Sequence[float]], target: float) -> float | None:
+    """Bytes of both ways when the accuracy was first at the target."""
+    return next((p[3] + p[4] for p in points if p[2] >= target), None)
+
+
+def equal(mine: Summary, dense: Summary, what: str = "accuracy") -> bool:
+    """Whether a method ends no worse than dense LoRA, within one standard error of the difference of the means.
+
+    Of a method with one seed the spread is taken to be dense LoRA's.
+    """
+    spread = "spread" if what == "accuracy" else "loss_spread"
+    theirs = getattr(dense, spread) or 0.0
+    own = theirs if getattr(mine, spread) is None else getattr(mine, spread)
+    error = math.sqrt(theirs**2 / dense.seeds + own**2 / max(mine.seeds, 1))
+    gap = getattr(mine, what) - getattr(dense, what)
+    return bool(gap >= -error if what == "accuracy" else gap <= error)
+
+
+def summaries(ledger: Ledger, task: str) -> list[Summary]:
+    """All methods that ran on a task, dense LoRA first."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for line in ledger.lines.values():
+        if line["task"] == task and not line["tuning"] and line["method"] in ledger.methods:
+            runs.setdefault(line["method"], []).append(line)
+    if DENSE not in runs:
+        return []
+    target = SHARE * fmean(line["points"][-2][2] for line in runs[DENSE])
+    order = [name for name in ledger.methods if name in runs]
+    return [summary(ledger.methods[name], runs[name], target) for name in order]
+
+
+def row(task: str, mine: Summary, dense: Summary) -> dict[str, Any]:
+    """A row of results/flasc.json."""
+    total, base = mine.up + mine.down, dense.up + dense.down
+    ratio = base / total if total == total else None
+    reached = dense.to_target / mine.to_target if dense.to_target and mine.to_target else None
+    return {
+        "task": task, "method": mine.method.name, "title": mine.method.title, "family": mine.method.family,
+        "rank": mine.method.rank, "client_rate": mine.rates[0], "server_rate": mine.rates[1], "seeds": mine.seeds,
+        "rounds": mine.rounds, "loss": _short(mine.loss), "accuracy": _short(mine.accuracy),
+        "accuracy_sd": _short(mine.spread), "loss_sd": _short(mine.loss_spread), "best_accuracy": _short(mine.best),
+        "bytes_up": _short(mine.up), "bytes_down": _short(mine.down), "bytes_to_target": _short(mine.to_target),
+        "target_ratio_fp32": _short(reached), "target_ratio_bf16": _short(reached and reached / 2),
+        "total_ratio_fp32": _short(ratio), "total_ratio_bf16": _short(ratio and ratio / 2),
+        "equal_to_dense": equal(mine, dense) if mine.seeds else False,
+        "equal_loss": equal(mine, dense, "loss") if mine.seeds else False, "failed": mine.failed,
+    }  # fmt: skip
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None or value != value else float(f"{value:.6g}")
+
+
+HEAD = (
+    "| method | seeds | accuracy | best | loss | MB up | MB down | fewer bytes | equal | to 99 %, fewer bytes |",
+    "|---|---|---|---|---|---|---|---|---|---|",
+)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A task's methods, each family together."""
+    families = dict.fromkeys(r["family"] for r in rows)
+    return [*HEAD, *(_line(r) for family in families for r in rows if r["family"] == family)]
+
+
+def _line(r: Mapping[str, Any]) -> str:
+    if r["failed"]:
+        return f"| {r['title']} | 0 | training diverged | | | | | | no | |"
+    spread = f" ± {100 * r['accuracy_sd']:.1f}" if r["accuracy_sd"] is not None else ""
+    reached = f"{r['target_ratio_fp32']:.1f}" if r["target_ratio_fp32"] else "not reached"
+    cells = [
+        r["title"], str(r["seeds"]), f"{100 * r['accuracy']:.1f}{spread}", f"{100 * r['best_accuracy']:.1f}",
+        f"{r['loss']:.3f}", f"{r['bytes_up'] / 1e6:.2f}", f"{r['bytes_down'] / 1e6:.2f}",
+        f"{r['total_ratio_fp32']:.1f}", "yes" if r["equal_to_dense"] else "no", reached,
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def verdict(task: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """A task's best configuration in one line of a table."""
+    dense = next(r for r in rows if r["method"] == DENSE)
+    good = [r for r in rows if r["equal_to_dense"] and r["seeds"] >= 3 and r["method"] != DENSE]
+    best = max(good, key=lambda r: r["total_ratio_fp32"], default=None)
+    shown = f"{100 * dense['accuracy']:.1f} ± {100 * (dense['accuracy_sd'] or 0):.1f}"
+    if best is None:
+        return f"| {task} | {shown} | none of three seeds is equal | | | |"
+    mine = f"{100 * best['accuracy']:.1f} ± {100 * (best['accuracy_sd'] or 0):.1f}"
+    loss = "yes" if best["equal_loss"] else "no"
+    return (
+        f"| {task} | {shown} | {best['title']} | {mine} | {best['total_ratio_fp32']:.0f} "
+        f"({best['total_ratio_bf16']:.0f}) | {loss} |"
+    )
+
+
+def main() -> None:
+    ledger = Ledger(KEPT, methods())
+    rows: list[dict[str, Any]] = []
+    verdicts = []
+    for task in TASKS:
+        found = summaries(ledger, task)
+        if not found:
+            continue
+        mine = [row(task, s, found[0]) for s in found]
+        rows += mine
+        put_table("evidence.md", f"flasc {task}", table(mine))
+        verdicts.append(verdict(task, mine))
+        draw(task, mine, _curves(ledger, task))
+    head = (
+        "| task | dense, rank 16 | frugal and equal, three seeds | accuracy | fewer bytes (bfloat16) | loss equal |",
+        "|---|---|---|---|---|---|",
+    )
+    put_table("evidence.md", "flasc verdict", [*head, *verdicts])
+    write_report("flasc", {"settings": {name: _setting(name) for name in TASKS}, "share": SHARE}, rows)
+
+
+def _setting(name: str) -> dict[str, Any]:
+    task = TASKS[name]
+    return {k: v for k, v in task._asdict().items() if k not in ("name", "optimizers", "rates")}
+
+
+def _curves(ledger: Ledger, task: str) -> dict[str, list[list[float]]]:
+    """The watched points of each method's first seed."""
+    lines = {k: v for k, v in ledger.lines.items() if k[0] == task and not k[4] and k[3] == 0 and not v["failed"]}
+    return {k[1]: line["points"][:-1] for k, line in lines.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Pictures of a task: accuracy on the way by bytes, and where every method ends."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+IMAGES = Path(__file__).parent.parent.parent / "docs" / "images"
+COLOURS = {  # Okabe and Ito's, which colour-blind readers tell apart
+    "dense": "#000000", "covey": "#D55E00", "flasc-covey": "#009E73", "flasc-paper": "#0072B2", "pruning": "#CC79A7",
+    "quantised": "#E69F00", "ablation": "#56B4E9", "tiers": "#999999",
+}  # fmt: skip
+NAMES = {
+    "dense": "dense LoRA", "covey": "low rank, signs or levels", "flasc-covey": "FLASC, Covey's mode",
+    "flasc-paper": "FLASC as published", "pruning": "pruning baselines", "quantised": "rank 16, quantised",
+    "ablation": "ablations", "tiers": "tiers of devices",
+}  # fmt: skip
+SHOWN = (
+    "dense-r16", "dense-r4", "dense-r1", "covey-r1", "covey-r2", "covey-levels-r2", "flasc-covey-both16",
+    "flasc-paper-both16", "flasc-paper-both4", "sign-r16", "sparseadapter-fair16",
+)  # fmt: skip
+STYLES = ("-", "--", ":", "-.")
+
+
+def draw(task: str, rows: Sequence[Mapping[str, Any]], curves: Mapping[str, Sequence[Sequence[float]]]) -> Path:
+    """Write docs/images/evidence_TASK.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5.2), layout="constrained", sharey=True)
+    _ways(left, rows, curves)
+    _ends(right, rows)
+    left.set_ylabel("test accuracy, %")
+    figure.suptitle(f"{task}: accuracy by bytes of messages, up and down, all devices")
+    path = IMAGES / f"evidence_{task}.png"
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path
+
+
+def _ways(axes: Any, rows: Sequence[Mapping[str, Any]], curves: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    by_name = {r["method"]: r for r in rows}
+    seen: dict[str, int] = {}
+    for name in SHOWN:
+        if name not in curves or name not in by_name:
+            continue
+        family = by_name[name]["family"]
+        style = STYLES[seen.setdefault(family, 0) % len(STYLES)]
+        seen[family] += 1
+        points = [(p[3] + p[4], 100 * p[2]) for p in curves[name] if p[3] + p[4] > 0]
+        axes.plot(
+            *zip(*points, strict=True), style, marker=".", color=COLOURS[family], label=by_name[name]["title"], lw=1.6
+        )
+    axes.set(xscale="log", xlabel="bytes so far", title="on the way (first seed, the watched part of the test set)")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+
+
+def _ends(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    dense = next(r for r in rows if r["method"] == "dense-r16")
+    error = 100 * (dense["accuracy_sd"] or 0) / max(dense["seeds"], 1) ** 0.5
+    level = 100 * dense["accuracy"]
+    axes.axhspan(level - error, level + error, color="black", alpha=0.12, label="dense, rank 16, ± a standard error")
+    for family, colour in COLOURS.items():
+        mine = [r for r in rows if r["family"] == family and not r["failed"]]
+        if not mine:
+            continue
+        x = [r["bytes_up"] + r["bytes_down"] for r in mine]
+        axes.scatter(x, [100 * r["accuracy"] for r in mine], color=colour, label=NAMES[family], s=34, zorder=3)
+        for r, at in zip(mine, x, strict=True):
+            axes.annotate(r["method"], (at, 100 * r["accuracy"]), fontsize=6, xytext=(3, 3), textcoords="offset points")
+    axes.axvline((dense["bytes_up"] + dense["bytes_down"]) / 100, color="grey", ls=":", lw=1)
+    axes.annotate(
+        "a hundredth of dense", ((dense["bytes_up"] + dense["bytes_down"]) / 100, axes.get_ylim()[0]),
+        fontsize=7, rotation=90, xytext=(-9, 6), textcoords="offset points", color="grey",
+    )  # fmt: skip
+    axes.set(xscale="log", xlabel="bytes of the whole run", title="at the end (mean over seeds, the judged part)")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=7, loc="lower right")
