@@ -4,11 +4,14 @@ SQLite's online backup gives the database at one instant. Everything that its ro
 never changed, and the used part of each segment, which only grows. A server that publishes meanwhile may delete a file
 before it is copied; then the database is taken again. At the end the copy is verified as if it were to be served, and
 only then gets its name. Adapters in PEFT's format are not copied: they can be made from the newest version.
+
+Vaults are copied last. One that its device deletes meanwhile is not in the copy. Nobody here can check what is in one:
+its device notices damage when it opens it.
 """
 
 import shutil
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +21,7 @@ from covey_server.database import connect
 from covey_server.failpoints import failpoint
 from covey_server.schema import SCHEMA
 from covey_server.segments import Segments
+from covey_server.vaults import FOLDER, vaults_in
 from covey_shared.errors import UsageError
 
 DATABASE = "covey.sqlite"
@@ -25,15 +29,18 @@ TRIES = 20  # a version is published and its predecessor's state deleted between
 
 
 class Copied(NamedTuple):
-    """What a copy holds: its newest version, updates that are not folded yet, and bytes on disk."""
+    """What a copy holds: its newest version, updates that are not folded yet, bytes on disk, and devices' vaults."""
 
     version: int
     updates: int
     bytes: int
+    vaults: int = 0
 
 
-def copy_run(source: Path, target: Path) -> Copied:
-    """Copy the run in `source` to `target`, which must not exist. Leaves nothing if it raises."""
+def copy_run(source: Path, target: Path, *, vaults: bool = True) -> Copied:
+    """Copy the run in `source` to `target`, which must not exist; without what devices keep in vaults where `vaults` is
+    False. Leaves nothing if it raises.
+    """
     if not (source / DATABASE).exists():
         raise UsageError(f"there is no run in {source}: its {DATABASE} is missing")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -43,6 +50,8 @@ def copy_run(source: Path, target: Path) -> Copied:
     try:
         partial.mkdir(parents=True)
         _copy_while_it_changes(source, partial)
+        if vaults:
+            _copy_vaults(source / FOLDER, partial / FOLDER)
         copied = verify(partial)
         if target.exists():
             target.rmdir()
@@ -87,6 +96,18 @@ def _copy(source: Path, target: Path) -> None:
             write_durably(target / path, stream.read(end))
 
 
+def _copy_vaults(source: Path, target: Path) -> None:
+    """Every vault that is there from beginning to end: what a device deletes stays deleted."""
+    for path in vaults_in(source):
+        target.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):
+            write_durably(target / path.name, path.read_bytes())
+    failpoint("backup")
+    for path in vaults_in(target):
+        if not (source / path.name).exists():
+            path.unlink()
+
+
 def verify(folder: Path) -> Copied:
     """Everything that a server would rely on, read and compared with its digest. Raises StoreError."""
     with closing(connect(folder / DATABASE, SCHEMA)) as db:
@@ -102,4 +123,4 @@ def verify(folder: Path) -> Copied:
         version = store.head_version(db)
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Copied(version, len(pending), size)
+    return Copied(version, len(pending), size, len(vaults_in(folder / FOLDER)))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from covey_server.blobs import sync_folder, write_durably
+from covey_server import vaults
 from covey_server.bodies import read_body
 from covey_server.guard import CALLER
 from covey_server.handlers import AGGREGATOR, RECEIVED, packed
@@ -33,13 +33,13 @@ async def put_vault(request: web.Request) -> web.Response:
     body = await read_body(request, limit)
     request[RECEIVED] = len(body)
     sealed = Vault.from_bytes(body).sealed
-    await asyncio.to_thread(_keep, folder_of(run), request[CALLER].name, address, sealed)
+    await asyncio.to_thread(vaults.keep, folder_of(run), request[CALLER].name, address, sealed)
     return packed(Vault(sealed=b""))
 
 
 async def get_vault(request: web.Request) -> web.Response:
     """A vault's bytes."""
-    found = _at(folder_of(request.app[AGGREGATOR].run), address_of(request))
+    found = vaults.find(folder_of(request.app[AGGREGATOR].run), address_of(request))
     if not found:
         raise Refused("not_found", "there is no vault with this passphrase for this name and task")
     return packed(Vault(sealed=await asyncio.to_thread(found[0].read_bytes)))
@@ -47,7 +47,7 @@ async def get_vault(request: web.Request) -> web.Response:
 
 async def delete_vault(request: web.Request) -> web.Response:
     """Delete a vault, or find that there is none."""
-    await asyncio.to_thread(_delete, folder_of(request.app[AGGREGATOR].run), address_of(request))
+    await asyncio.to_thread(vaults.delete, folder_of(request.app[AGGREGATOR].run), address_of(request))
     return packed(Vault(sealed=b""))
 
 
@@ -61,7 +61,7 @@ def limit_of(run: Run) -> int:
 
 def folder_of(run: Run) -> Path:
     """Where a run's vaults lie."""
-    return run.blobs.folder.parent / "vaults"
+    return run.blobs.folder.parent / vaults.FOLDER
 
 
 def address_of(request: web.Request) -> str:
@@ -69,26 +69,6 @@ def address_of(request: web.Request) -> str:
     address = request.match_info["address"]
     check_digest("the vault's address", address)
     return address
-
-
-def _keep(folder: Path, client: str, address: str, sealed: bytes) -> None:
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{client}.{address}"
-    write_durably(path, sealed)
-    for old in {*_at(folder, address), *folder.glob(f"{client}.{'?' * 64}")} - {path}:
-        old.unlink(missing_ok=True)
-    sync_folder(folder)
-
-
-def _at(folder: Path, address: str) -> list[Path]:
-    return sorted(folder.glob(f"*.{address}"))
-
-
-def _delete(folder: Path, address: str) -> None:
-    for path in _at(folder, address):
-        path.unlink(missing_ok=True)
-    if folder.exists():
-        sync_folder(folder)
 
 
 OFTEN = Rate(1.0, 20)

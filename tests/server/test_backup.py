@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from covey_server import backup, vaults
 from covey_server.backup import Copied, copy_run, verify
 from covey_server.blobs import StoreError
 from covey_shared.errors import UsageError
@@ -90,6 +91,43 @@ def test_a_backup_that_is_killed_leaves_nothing_that_looks_like_one(tmp_path: Pa
     assert not (tmp_path / "copy").exists()
     assert covey("backup", tmp_path / "copy", "--data-dir", tmp_path / "run").returncode == 0
     assert not (tmp_path / "copy.partial").exists()
+
+
+def test_vaults_are_in_a_backup_and_what_is_deleted_meanwhile_is_not(tmp_path: Path) -> None:
+    with served(keeping(tmp_path, rounds=1)) as server:
+        run_to_end([server.device("a"), server.device("b")], server.start)
+    kept = tmp_path / "run" / "vaults"
+    vaults.keep(kept, "a", "0" * 64, b"sealed by a")
+    vaults.keep(kept, "b.c", "1" * 64, b"sealed by b.c")
+    (kept / f".partial-{'2' * 64}").write_bytes(b"half")
+    assert copy_run(tmp_path / "run", tmp_path / "copy").vaults == 2
+    made = covey("backup", tmp_path / "copy2", "--data-dir", tmp_path / "run")
+    assert "and 2 vaults, " in made.stdout
+    vaults.delete(kept, "0" * 64)
+    assert copy_run(tmp_path / "run", tmp_path / "later").vaults == 1
+    assert copy_run(tmp_path / "copy", tmp_path / "again").vaults == 2
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again" / "vaults").iterdir()} == {
+        f"a.{'0' * 64}": b"sealed by a", f"b.c.{'1' * 64}": b"sealed by b.c",
+    }  # fmt: skip
+    restored = covey("restore", tmp_path / "copy", "--data-dir", tmp_path / "bare", "--without-vaults")
+    assert restored.returncode == 0
+    assert not (tmp_path / "bare" / "vaults").exists()
+
+
+def test_a_vault_that_is_deleted_while_it_is_copied_is_not_in_the_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(keeping(tmp_path, rounds=1)) as server:
+        run_to_end([server.device("a"), server.device("b")], server.start)
+    kept = tmp_path / "run" / "vaults"
+    vaults.keep(kept, "a", "0" * 64, b"sealed by a")
+
+    def meanwhile(name: str) -> None:
+        if (tmp_path / "copy.partial" / "vaults" / f"a.{'0' * 64}").exists():
+            vaults.delete(kept, "0" * 64)
+
+    monkeypatch.setattr(backup, "failpoint", meanwhile)
+    assert copy_run(tmp_path / "run", tmp_path / "copy").vaults == 0
 
 
 @pytest.mark.parametrize("part", ["blobs", "segments"])
