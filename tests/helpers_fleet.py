@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from covey_edge import calls
 from covey_edge.agent import Agent
-from covey_edge.data import build_dataset
+from covey_edge.data import Dataset, build_dataset
 from covey_edge.device import Device, task_name
 from covey_edge.events import Events
 from covey_edge.identity import open_key
@@ -49,12 +49,12 @@ def bigram_bundle(folder: Path, more: Mapping[str, bytes] = {}, **changes: objec
 
 async def take_part(
     url: str, name: str, folder: Path, bundle: Bundle, *, rank: int = 0, trainer: Trainer | None = None, text: str = "",
-    once: bool = False,
+    once: bool = False, dataset: Dataset | None = None,
 ) -> Ended:  # fmt: skip
     """One device until the task is done, going on from what its folder remembers."""
     log: list[dict[str, Any]] = []
-    document = Document("d", (text or TEXTS[name]) * 20)
-    dataset = build_dataset((document,), bytes_coder(BYTES), bundle.manifest, 0.2)
+    document = Document("d", (text or TEXTS.get(name, name)) * 20)
+    dataset = dataset or build_dataset((document,), bytes_coder(BYTES), bundle.manifest, 0.2)
     with open_folder(folder / name) as state:
         record, _ = state.load_client()
         async with connect(url, open_key(state.path), Traffic()) as transport:

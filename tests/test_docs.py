@@ -26,6 +26,7 @@ COMMAND_PAGE = {
     "server": "server.md",
     "join": "client.md",
     "demo": "demo.md",
+    "plan": "plan.md",
 }
 
 

@@ -19,11 +19,12 @@ RECORDS = (".jsonl", ".jsonl.gz")
 
 
 class Document(NamedTuple):
-    """One piece of text, where it came from, and its class as the record states it: a number or a name."""
+    """One piece of text, where it came from, its class as the record states it, a number or a name, and whose it is."""
 
     name: str
     text: str
     label: int | str = -1
+    owner: str = ""
 
 
 class Texts(NamedTuple):
@@ -49,10 +50,21 @@ def skipped_sentence(skipped: Sequence[tuple[str, str]]) -> str:
     return f"skipped {len(skipped)} {'file' if len(skipped) == 1 else 'files'} ({why}): {names}"
 
 
-def read_texts(path: Path, *, records: bool, text_field: str = "text", label_field: str = "label") -> Texts:
+class Fields(NamedTuple):
+    """The fields of a record that count; an empty one is not looked for."""
+
+    text: str
+    label: str = ""
+    owner: str = ""
+
+
+def read_texts(
+    path: Path, *, records: bool, text_field: str = "text", label_field: str = "label", owner_field: str = ""
+) -> Texts:  # fmt: skip
     """All text at `path`; with `records`, only `.jsonl` files count, and each record must have a label.
 
-    Raises UsageError when there is nothing to read or a record is not what it should be.
+    With `owner_field` each record also says whose it is. Raises UsageError when there is nothing to read or a record is
+    not what it should be.
     """
     if not path.exists():
         raise UsageError(f"there is nothing at {path}: give a text file, a folder of text or a .jsonl file with --data")
@@ -65,7 +77,7 @@ def read_texts(path: Path, *, records: bool, text_field: str = "text", label_fie
             skipped.append((name, "not .jsonl"))
             continue
         try:
-            found, reason = _read(file, name, text_field, label_field if records else "", left)
+            found, reason = _read(file, name, Fields(text_field, label_field if records else "", owner_field), left)
         except UsageError:
             if records or not path.is_dir():
                 raise
@@ -91,14 +103,14 @@ def _files(path: Path) -> Iterator[Path]:
         yield from (Path(folder) / name for name in sorted(names) if not name.startswith("."))
 
 
-def _read(file: Path, name: str, text_field: str, label_field: str, left: int) -> tuple[list[Document], str]:
+def _read(file: Path, name: str, fields: Fields, left: int) -> tuple[list[Document], str]:
     """The documents of one file, and why it was left out if it was."""
     if not file.is_file():
         return [], "not a regular file"
     if file.stat().st_size > left:
         return [], f"beyond {MAX_TEXT_BYTES >> 20} MB"
     if file.name.endswith(RECORDS):
-        return _records(file, name, text_field, label_field, left), ""
+        return _records(file, name, fields, left), ""
     text = decode(file.read_bytes())
     if text is None:
         return [], "binary"
@@ -119,7 +131,7 @@ def decode(data: bytes) -> str | None:
         return None
 
 
-def _records(file: Path, name: str, text_field: str, label_field: str, left: int) -> list[Document]:
+def _records(file: Path, name: str, fields: Fields, left: int) -> list[Document]:
     out = []
     for number, line in enumerate(_lines(file, left), 1):
         if not line.strip():
@@ -129,7 +141,7 @@ def _records(file: Path, name: str, text_field: str, label_field: str, left: int
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{where} is not JSON: {error}") from None
-        out.append(_document(record, where, text_field, label_field))
+        out.append(_document(record, where, fields))
     return [d for d in out if d.text.strip()]
 
 
@@ -146,16 +158,19 @@ def _lines(file: Path, left: int) -> Iterator[bytes]:
         raise UsageError(f"{file} is not a whole gzip file: {error}") from None
 
 
-def _document(record: Any, where: str, text_field: str, label_field: str) -> Document:
+def _document(record: Any, where: str, fields: Fields) -> Document:
     if not isinstance(record, dict):
-        raise UsageError(f"{where} is a {type(record).__name__}, expected an object with the field {text_field!r}")
-    text = record.get(text_field)
+        raise UsageError(f"{where} is a {type(record).__name__}, expected an object with the field {fields.text!r}")
+    text = record.get(fields.text)
     if not isinstance(text, str):
-        fields = ", ".join(sorted(map(str, record))) or "none"
-        raise UsageError(f"{where} has no text in {text_field!r} (fields: {fields}): name the field, --text-field")
-    if not label_field:
-        return Document(where, text)
-    label = record.get(label_field)
+        have = ", ".join(sorted(map(str, record))) or "none"
+        raise UsageError(f"{where} has no text in {fields.text!r} (fields: {have}): name the field, --text-field")
+    owner = record.get(fields.owner) if fields.owner else ""
+    if not isinstance(owner, int | str):
+        raise UsageError(f"{where} does not say in {fields.owner!r} whose it is: see --client-field")
+    if not fields.label:
+        return Document(where, text, owner=str(owner))
+    label = record.get(fields.label)
     if not isinstance(label, int | str) or isinstance(label, bool):
-        raise UsageError(f"{where} has no label in {label_field!r}, expected a number or a name: see --label-field")
-    return Document(where, text, label)
+        raise UsageError(f"{where} has no label in {fields.label!r}, expected a number or a name: see --label-field")
+    return Document(where, text, label, str(owner))
