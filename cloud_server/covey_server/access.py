@@ -106,6 +106,16 @@ def check_codes(count: int, ttl_s: float, name: str, label: str = "") -> None:
         check_name("the codes' label", label)
 
 
+def codes_said(count: int, ttl_s: float, name: str, label: str) -> str:
+    """New codes in a few words, for the audit list.
+
+    >>> codes_said(2, 3600.0, "", "shop 3")
+    '2, good for 1 h, label shop 3'
+    """
+    words = [f"{count}", f"good for {ttl_s / 3600:g} h", name and f"for {name}", label and f"label {label}"]
+    return ", ".join(word for word in words if word)
+
+
 def add_codes(db: sqlite3.Connection, count: int, ttl_s: float, name: str, now: float, label: str = "") -> list[str]:
     """New codes, each good for one device until `ttl_s` seconds from now. This is the only time that they are seen.
 
@@ -250,7 +260,14 @@ def drop_token(db: sqlite3.Connection, label: str) -> None:
         raise UsageError(f"there is no token {label!r}: `covey admin list` shows those that there are")
 
 
-def role_of(db: sqlite3.Connection, token: str, now: float) -> str | None:
-    """The role of a token that is good now."""
-    row = db.execute("SELECT role FROM tokens WHERE hash = ? AND expires > ?", (digest(token), now)).fetchone()
-    return row[0] if row else None
+class Bearer(NamedTuple):
+    """Who sent a token."""
+
+    role: str
+    label: str
+
+
+def bearer_of(db: sqlite3.Connection, token: str, now: float) -> Bearer | None:
+    """The bearer of a token that is good now."""
+    row = db.execute("SELECT role, label FROM tokens WHERE hash = ? AND expires > ?", (digest(token), now)).fetchone()
+    return Bearer(*row) if row else None

@@ -5,17 +5,20 @@ go to standard output, once, and nowhere else.
 """
 
 import argparse
+import getpass
 import re
+import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from covey_shared.cli import Command, Group
 from covey_shared.errors import UsageError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 WHERE = "the task file, or the run's folder (default: the only run in this folder)"
@@ -60,7 +63,9 @@ def new_codes(args: argparse.Namespace) -> int:
     ttl_s = seconds(args.ttl)
     access.check_codes(args.count, ttl_s, args.name, args.label)
     now = time.time()
-    codes = _change(args.run, access.add_codes, args.count, ttl_s, args.name, now, args.label, make=True)
+    said = access.codes_said(args.count, ttl_s, args.name, args.label)
+    work = _audited(access.add_codes, "make codes", said)
+    codes = _change(args.run, work, args.count, ttl_s, args.name, now, args.label, make=True)
     if args.plain:
         print(*codes, sep="\n")
         return 0
@@ -98,10 +103,10 @@ def revoke(args: argparse.Namespace) -> int:
 
     known = {device.name for device in _change(args.run, access.devices)}
     if args.name not in known and re.fullmatch("[0-9a-f]{8}", args.name):
-        _change(args.run, access.drop_code, args.name)
+        _change(args.run, _audited(access.drop_code, "drop code", args.name), args.name)
         print(f"the code {args.name} is good no more")
         return 0
-    _change(args.run, access.revoke, args.name, time.time())
+    _change(args.run, _audited(access.revoke, "revoke device", args.name), args.name, time.time())
     print(f"{args.name} is refused from now on; what it delivered before stays counted")
     return 0
 
@@ -112,7 +117,8 @@ def new_token(args: argparse.Namespace) -> int:
 
     ttl_s, now = seconds(args.ttl), time.time()
     access.check_label(args.label)
-    print(_change(args.run, access.add_token, args.role, args.label, ttl_s, now, make=True))
+    work = _audited(access.add_token, "make token", f"{args.label}, {args.role}, good for {ttl_s / 3600:g} h")
+    print(_change(args.run, work, args.role, args.label, ttl_s, now, make=True))
     return 0
 
 
@@ -130,8 +136,23 @@ def drop_token(args: argparse.Namespace) -> int:
     """`covey admin drop`."""
     from covey_server import access
 
-    _change(args.run, access.drop_token, args.label)
+    _change(args.run, _audited(access.drop_token, "drop token", args.label), args.label)
     print(f"the token {args.label} is good no more")
+    return 0
+
+
+def show_log(args: argparse.Namespace) -> int:
+    """`covey admin log`. Exit code 1 when an entry does not hold."""
+    from covey_server import audit
+
+    found = _change(args.run, audit.entries)
+    for entry in found:
+        print(f"{entry.number:>4}  {_when(entry.time)}  {entry.who}  {entry.did}  {entry.what}".rstrip())
+    if (number := audit.broken(found)) is not None:
+        print(f"entry {number} was changed, or one before it is missing: somebody has written to the run's database")
+        return 1
+    if found:
+        print(f"every entry holds; the newest is {found[-1].chain}")
     return 0
 
 
@@ -180,6 +201,17 @@ def _change(given: Path | None, work: Callable[..., T], *args: Any, make: bool =
         return result
 
 
+def _audited(work: Callable[Concatenate[sqlite3.Connection, P], T], did: str, what: str) -> Callable[..., T]:
+    """A change that leaves an entry of who made it: whoever sits here."""
+    from covey_server import audit
+
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a process without a user's name, as in some containers
+        user = "somebody"
+    return audit.recorded(work, f"{user} on the server", did, what, time.time())
+
+
 def _when(time_s: float) -> str:
     return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
@@ -191,4 +223,5 @@ ENROLL_LIST = Command("show devices and codes", _add_run, list_devices, "server"
 ENROLL_REVOKE = Command("refuse a device, or forget an unused code", _configure_revoke, revoke, "server")
 ADMIN_NEW = Command("make a token, shown once", _configure_token, new_token, "server")
 ADMIN_LIST = Command("show tokens, without what would let anybody use them", _add_run, list_tokens, "server")
+ADMIN_LOG = Command("show what operators did, and check that nobody changed it", _add_run, show_log, "server")
 ADMIN_DROP = Command("end a token", _configure_drop, drop_token, "server")

@@ -7,16 +7,17 @@ too, so a question without a token must name this machine as its host.
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
 
-from covey_server import access, control, operation, page, status
+from covey_server import access, audit, control, operation, page, status
 from covey_server.access import OPERATOR, PUBLISHER, VIEWER
 from covey_server.aggregator import Aggregator
 from covey_server.app import GATE, Gate, answer_errors
 from covey_server.bodies import read_body
-from covey_server.guard import DOOR, FOR_PEOPLE, TABLE, UPLOAD_BYTES, Door, guard
+from covey_server.guard import BEARER, DOOR, FOR_PEOPLE, TABLE, UPLOAD_BYTES, Door, guard
 from covey_server.handlers import AGGREGATOR
 from covey_server.limits import Rate
 from covey_server.operation import STOPPING
@@ -46,7 +47,8 @@ async def get_devices(request: web.Request) -> web.Response:
 
 async def post_revoke(request: web.Request) -> web.Response:
     """Refuse a device from now on."""
-    await _or_not_found(request, access.revoke, request.match_info["name"], time.time())
+    name = request.match_info["name"]
+    await _or_not_found(request, _audited(request, access.revoke, "revoke device", name), name, time.time())
     return web.json_response({})
 
 
@@ -65,39 +67,52 @@ async def post_codes(request: web.Request) -> web.Response:
         access.check_codes(count, ttl_s, name, label)
     except (UsageError, MessageError) as error:
         raise Refused("bad_message", str(error)) from None
-    made = await request.app[AGGREGATOR].run.db.do(access.add_codes, count, ttl_s, name, time.time(), label)
+    work = _audited(request, access.add_codes, "make codes", access.codes_said(count, ttl_s, name, label))
+    made = await request.app[AGGREGATOR].run.db.do(work, count, ttl_s, name, time.time(), label)
     return web.json_response({"codes": made})
 
 
 async def delete_code(request: web.Request) -> web.Response:
     """Forget an unused code."""
-    await _or_not_found(request, access.drop_code, request.match_info["id"])
+    code = request.match_info["id"]
+    await _or_not_found(request, _audited(request, access.drop_code, "drop code", code), code)
     return web.json_response({})
 
 
 async def post_pause(request: web.Request) -> web.Response:
     """Give nobody work."""
-    await control.pause(request.app[AGGREGATOR], True)
+    await control.pause(request.app[AGGREGATOR], True, _audited(request, control.save, "pause", ""))
     return web.json_response({})
 
 
 async def post_resume(request: web.Request) -> web.Response:
     """Give work again."""
-    await control.pause(request.app[AGGREGATOR], False)
+    await control.pause(request.app[AGGREGATOR], False, _audited(request, control.save, "resume", ""))
     return web.json_response({})
 
 
 async def post_close(request: web.Request) -> web.Response:
     """End the open round as its deadline would."""
-    request.app[AGGREGATOR].close_round()
+    aggregator = request.app[AGGREGATOR]
+    number = aggregator.state.round
+    aggregator.close_round()
+    await aggregator.run.db.do(_audited(request, lambda db: None, "close round", str(number)))
     return web.json_response({})
 
 
 async def post_latest(request: web.Request) -> web.Response:
     """Let `latest` name a published version: an earlier one takes back what came after; -1 follows the newest."""
     version = (await _json(request, {"version": -1}))["version"]
-    await control.pin(request.app[AGGREGATOR], None if version == -1 else version)
+    pinned = None if version == -1 else version
+    said = "the newest" if pinned is None else f"version {pinned}"
+    await control.pin(request.app[AGGREGATOR], pinned, _audited(request, control.save, "set latest", said))
     return web.json_response({})
+
+
+async def get_audit(request: web.Request) -> web.Response:
+    """What operators did, the newest last; `broken` names an entry that was changed."""
+    found = await request.app[AGGREGATOR].run.db.do(audit.entries)
+    return web.json_response({"entries": [entry._asdict() for entry in found], "broken": audit.broken(found)})
 
 
 LOOK, ACT = Rate(20.0, 200), Rate(5.0, 50)
@@ -107,6 +122,7 @@ ADMIN_ROUTES = (
     Route("GET", "/v1/devices", "devices", get_devices, Policy(VIEWER, 0, LOOK, SAFE)),
     Route("POST", "/v1/devices/{name}/revoke", "revoke", post_revoke, Policy(OPERATOR, 0, ACT, SAME)),
     Route("GET", "/v1/codes", "codes", get_codes, Policy(OPERATOR, 0, LOOK, SAFE)),
+    Route("GET", "/v1/audit", "audit", get_audit, Policy(OPERATOR, 0, LOOK, SAFE)),
     Route("POST", "/v1/codes", "new codes", post_codes, Policy(OPERATOR, 1024, ACT, NEW, JSON)),
     Route("POST", "/v1/pause", "pause", post_pause, Policy(OPERATOR, 0, ACT, SAME)),
     Route("POST", "/v1/resume", "resume", post_resume, Policy(OPERATOR, 0, ACT, SAME)),
@@ -126,6 +142,11 @@ def make_admin(aggregator: Aggregator, door: Door, stopping: list[bool]) -> web.
         app.router.add_route(route.method, route.path, route.handler)
     app[TABLE] = check_routes(app, ALL_ROUTES)
     return app
+
+
+def _audited(request: web.Request, work: Callable[..., Any], did: str, what: str) -> Callable[..., Any]:
+    """A change in the database that leaves an entry of who made it."""
+    return audit.recorded(work, request[BEARER].label, did, what, time.time())
 
 
 async def _or_not_found(request: web.Request, work: Any, *args: object) -> None:

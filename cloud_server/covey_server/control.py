@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from covey_server import store
@@ -15,6 +16,9 @@ PAUSED, PINNED = "paused", "pinned"
 WAIT_S = 10.0  # that devices are told to wait while a run is paused
 CROWD_S = 60.0  # devices that asked within this time are expected again
 CHECK_INS_PER_S = 200.0  # that waiting devices are spread to
+
+
+Save = Callable[[sqlite3.Connection, "Control"], None]
 
 
 class Control(NamedTuple):
@@ -49,22 +53,22 @@ def pace(wait_s: float, crowd: int, draw: float) -> float:
     return wait_s if spread_s <= wait_s else spread_s * (0.5 + draw)
 
 
-async def pause(aggregator: "Aggregator", paused: bool) -> None:
+async def pause(aggregator: "Aggregator", paused: bool, save: Save) -> None:
     """Give nobody work from now on, or again; what is under way may finish."""
-    await _change(aggregator, aggregator.control._replace(paused=paused))
+    await _change(aggregator, aggregator.control._replace(paused=paused), save)
 
 
-async def pin(aggregator: "Aggregator", version: int | None) -> None:
+async def pin(aggregator: "Aggregator", version: int | None, save: Save) -> None:
     """Let `latest` name this published version until told otherwise; None for the newest. Raises Refused."""
     folder = aggregator.publish_dir
     there = [v for v in range(aggregator.state.version + 1) if folder is not None and (folder / f"v{v}").is_dir()]
     target = version if version is not None else max(there, default=-1)
     if folder is None or target not in there:
         raise Refused("not_found", f"version {target} is not among the adapters that were published")
-    await _change(aggregator, aggregator.control._replace(pinned=version))
+    await _change(aggregator, aggregator.control._replace(pinned=version), save)
     await asyncio.to_thread(point_latest, folder, target)
 
 
-async def _change(aggregator: "Aggregator", new: Control) -> None:
+async def _change(aggregator: "Aggregator", new: Control, save: Save) -> None:
     await aggregator.run.db.do(save, new)
     aggregator.control = new

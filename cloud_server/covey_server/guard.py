@@ -23,7 +23,7 @@ from aiohttp import web
 from yarl import URL
 
 from covey_server import access
-from covey_server.access import ROLES, VIEWER, Device
+from covey_server.access import ROLES, VIEWER, Bearer, Device
 from covey_server.limits import Buckets, Rate, network
 from covey_server.nonces import Nonces
 from covey_server.policy import DEVICE, KEY, Handler, Policy, Route
@@ -34,6 +34,7 @@ from covey_shared.signing import DIGEST, EMPTY_DIGEST, INPUT, NONCE, SIGNATURE, 
 
 STRANGER = Rate(10.0, 100)  # requests of an address that nobody signed for
 CALLER = web.RequestKey("caller", Device)
+BEARER = web.RequestKey("bearer", Bearer)
 SIGNED = web.RequestKey("signed", Signed)
 GIVES_NONCE = web.RequestKey("gives_nonce", bool)
 ROUTE = web.RequestKey[Route | None]("route")
@@ -67,9 +68,9 @@ class Reader:
         """The device of a key, as it is on disk now."""
         return access.find(self._db, key)
 
-    def role(self, token: str) -> str | None:
-        """The role of an administrator's token."""
-        return access.role_of(self._db, token, time.time())
+    def bearer(self, token: str) -> Bearer | None:
+        """Whose an administrator's token is."""
+        return access.bearer_of(self._db, token, time.time())
 
     def close(self) -> None:
         """Let go of the file."""
@@ -126,18 +127,19 @@ def admit(request: web.Request, policy: Policy, door: Door) -> None:
 
 
 def admit_operator(request: web.Request, policy: Policy, door: Door) -> None:
-    """Raises Refused without the role that the policy asks for. Every role may look."""
+    """Raises Refused without the role that the policy asks for; sets BEARER. Every role may look."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if not token:
         if policy.who == VIEWER and is_local(request):
             return
         raise Refused("bad_token", f"this needs a token of the role {policy.who}, sent as Authorization: Bearer TOKEN")
-    role = door.reader.role(token.strip()) if scheme.lower() == "bearer" else None
-    if role is None:
+    bearer = door.reader.bearer(token.strip()) if scheme.lower() == "bearer" else None
+    if bearer is None:
         charge_stranger(request)
         raise Refused("bad_token", "the token is unknown or expired; `covey admin new` makes one")
-    if policy.who not in (role, VIEWER):
-        raise Refused("wrong_role", f"this needs the role {policy.who}, the token has {role}")
+    if policy.who not in (bearer.role, VIEWER):
+        raise Refused("wrong_role", f"this needs the role {policy.who}, the token has {bearer.role}")
+    request[BEARER] = bearer
 
 
 def is_local(request: web.Request) -> bool:

@@ -15,6 +15,7 @@ step again. tests/server/databases holds a run of every earlier schema, and test
     codes        one-time codes, as hashes
     devices      enrolled keys and the names that they have
     tokens       administrators' tokens, as hashes
+    audit        what operators did, each entry chained to the one before
 """
 
 TABLES = """
@@ -86,4 +87,12 @@ SECTIONS = """
 ALTER TABLE versions ADD COLUMN sections TEXT NOT NULL DEFAULT '';
 """
 
-SCHEMA = [TABLES, BUFFERS, PERSONAL + ACCESS, SECTIONS]
+# What operators did: see audit.py.
+AUDIT = """
+CREATE TABLE audit (
+    number INTEGER PRIMARY KEY, time REAL NOT NULL, who TEXT NOT NULL, did TEXT NOT NULL, what TEXT NOT NULL,
+    chain TEXT NOT NULL
+) STRICT;
+"""
+
+SCHEMA = [TABLES, BUFFERS, PERSONAL + ACCESS, SECTIONS, AUDIT]
