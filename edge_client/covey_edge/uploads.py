@@ -108,13 +108,22 @@ class Pieces:
             if receipt is not None:
                 return receipt
         else:
-            asked = await self.transport.once("HEAD", self.address, kind=calls.UPDATE, good=(HTTPStatus.NO_CONTENT,))
-            self.offset = self.offset_of(asked)
+            self.offset = await self.asked()
         while True:
             reply = await self.send_piece()
             if reply.status == HTTPStatus.OK:
                 return calls.receipt(reply.body, self.transport)
             self.offset = self.offset_of(reply)
+
+    async def asked(self) -> int:
+        """The server's offset. The answer to a HEAD has no body, so what a refusal means is read off its status."""
+        good = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND, HTTPStatus.UNAUTHORIZED)
+        reply = await self.transport.once("HEAD", self.address, kind=calls.UPDATE, good=good)
+        if reply.status == HTTPStatus.UNAUTHORIZED:  # it brought a newer nonce
+            reply = await self.transport.once("HEAD", self.address, kind=calls.UPDATE, good=good[:2])
+        if reply.status == HTTPStatus.NOT_FOUND:
+            raise Refused("the server does not know the upload any more", HTTPStatus.NOT_FOUND, "not_found")
+        return self.offset_of(reply)
 
     async def begin(self) -> Receipt | None:
         """An address for the update, remembered; or its receipt, if it had been counted all along."""

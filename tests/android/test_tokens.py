@@ -1,4 +1,4 @@
-"""Kotlin's ids are Python's: varied texts through the tokenizers of the golden files, and a real model's if it is there.
+"""Kotlin's ids are Python's: varied texts through the golden files' tokenizers, and a real model's if it is here.
 
 android_demo/check.sh compiles the client and runs this; COVEY_CLASSPATH says where the classes are.
 """
@@ -25,8 +25,9 @@ LIMIT = 16
 ALPHABETS = [
     "abcdefghijklmnopqrstuvwxyz", "ABCDEXYZ", "0123456789", " \t\n\r\u00a0\u2003\u3000",
     ".,;:!?'\"()[]{}<>/\\|-_+=*&^%$#@~`",
-    "äöüßéèêñçøåÀÉÎſﬁİǅΣσςẞ", "\u0301\u0308\u0323\u200d\u200b\ufe0f\u0345", "日本語漢字ひらがなカタカナー、。", "안녕하세요한",
-    "абвгдЁЪ", "مرحبا١٢٣", "नमस्तेक्षि", "😀🎉👍🏽👨👩🇩🇪❤", "½²①Ⅷ€£©™°", "▁ĠĊ", "\x00\x07\x1b\x7f\u0085\ufeff\ufffd",
+    "äöüßéèêñçøåÀÉÎſﬁİǅΣσςẞ", "\u0301\u0308\u0323\u200d\u200b\ufe0f\u0345", "日本語漢字ひらがなカタカナー、。",
+    "안녕하세요한", "абвгдЁЪ", "مرحبا١٢٣", "नमस्तेक्षि", "😀🎉👍🏽👨👩🇩🇪❤", "½²①Ⅷ€£©™°", "▁ĠĊ",
+    "\x00\x07\x1b\x7f\u0085\ufeff\ufffd",
 ]  # fmt: skip
 WORDS = ["the", "house", "fox", "they'll", "don't", "1,234.5", "<s>", "</s>", "<mask>", "[MASK]", "<|endoftext|>", "  ",
          "\n\n", "Straße", "l'été", "日本語", "привет", "▁▁", "x" * 120]  # fmt: skip

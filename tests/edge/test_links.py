@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import json
 import random
 import signal
 import sqlite3
@@ -287,3 +288,18 @@ def test_fault_two_devices_with_one_identity(small: Served, tmp_path: Path) -> N
 
     asyncio.run(main())
     assert counted(small, "twin") == {a.round: hashlib.sha256(a.body).hexdigest()}
+
+
+def test_an_upload_that_the_server_knows_no_more_is_begun_anew(large: Served, tmp_path: Path) -> None:
+    """A HEAD's answer has no body: that the address is gone, or the receipt was lost, is read off its status"""
+    device = large.device("gone")
+    parcel = parcel_of(device, large.start)
+    record = {"address": f"/v1/uploads/{device.name}/{'x' * 22}", "sha256": parcel.sha256}
+    (tmp_path / "upload").write_text(json.dumps(record))
+
+    async def main() -> Receipt:
+        async with link_to(large, device.name) as (_, transport):
+            return await deliver(transport, tmp_path / "upload", parcel)
+
+    assert asyncio.run(main()).digest == parcel.sha256
+    assert counted(large, "gone") == {parcel.round: parcel.sha256}

@@ -7,10 +7,14 @@ little-endian. First answer: rows and columns of a batch and entries of the adap
 
     b"T", adapter f32 [n], inputs i64 [B, T], labels i64 [B, T]   ->   loss f64, gradient f32 [n]
     b"E", the same                                                ->   loss_sum f64, tokens i64, correct i64
+    b"S", second adapter f32 [m]                                  ->   nothing; it is added from then on
+
+The labels of a classifier are i64 [B].
 
 It ends when its standard input does, so it does not outlive a client that was killed.
 """
 
+import math
 import os
 import struct
 import sys
@@ -20,7 +24,7 @@ from typing import BinaryIO
 import numpy as np
 
 from covey_edge.data import Batch
-from covey_edge.trainers import open_trainer
+from covey_edge.trainers import GraphTrainer, open_trainer
 from covey_shared.bundle import Bundle
 
 
@@ -34,17 +38,23 @@ def read(stream: BinaryIO, length: int) -> bytes:
 
 def serve(bundle: Bundle, requests: BinaryIO, answers: BinaryIO) -> None:
     """Answer requests until there are no more."""
-    trainer = open_trainer(bundle, "executorch", threads=1)
-    manifest = bundle.manifest
+    plain = open_trainer(bundle, "executorch", threads=1)
+    assert isinstance(plain, GraphTrainer)
+    trainer, manifest = plain, bundle.manifest
     n, rows, columns = manifest.layout.size, manifest.batch_size, manifest.seq_len
     answers.write(struct.pack("<III", rows, columns, n))
     answers.flush()
     while True:
         what = read(requests, 1)
+        if what == b"S":
+            second = manifest.frozen.size if manifest.frozen else 0
+            trainer = plain.with_frozen(np.frombuffer(read(requests, 4 * second), "<f4").astype(np.float32))
+            continue
         adapter = np.frombuffer(read(requests, 4 * n), "<f4").astype(np.float32)
+        shapes = (rows, columns), (rows,) if manifest.labels else (rows, columns)
         inputs, labels = (
-            np.frombuffer(read(requests, 8 * rows * columns), "<i8").astype(np.int64).reshape(rows, columns)
-            for _ in range(2)
+            np.frombuffer(read(requests, 8 * math.prod(shape)), "<i8").astype(np.int64).reshape(shape)
+            for shape in shapes
         )
         if what == b"T":
             loss, gradient = trainer.loss_and_gradient(adapter, Batch(inputs, labels))

@@ -228,7 +228,7 @@ class ClientTest {
     private val content = ByteArray(200_000) { (it * 31).toByte() }
 
     private fun manifest(sha: String = sha256(content)): ByteArray = """{"format": 1, "model": "tiny", "task": "causal-lm",
-        "batch_size": 2, "seq_len": 8, "precision": "float32", "layout": [{"name": "a", "shape": [4], "kind": "norm", "init": "zeros"}],
+        "batch_size": 2, "seq_len": 8, "labels": [], "precision": "float32", "layout": [{"name": "a", "shape": [4], "kind": "norm", "init": "zeros"}],
         "layout_digest": "${Layout(listOf(Tensor("a", listOf(4), "norm", "zeros"))).digest}",
         "frozen": null, "start": "", "tokenizer": {"kind": "bytes", "path": "", "offset": 3, "vocab_size": 259, "pad_id": 0,
         "eos_id": 1, "bos_id": -1, "unk_id": -1}, "graphs": {"executorch": {"model": "executorch/model.pte"}},

@@ -15,6 +15,7 @@ import covey.core.train.Sgd
 import covey.core.train.clip
 import covey.core.train.decodeText
 import covey.core.train.evaluationBatches
+import covey.core.train.factorwise
 import covey.core.train.searchFusion
 import covey.core.train.split
 import covey.core.train.splitBlocks
@@ -134,7 +135,10 @@ class TrainTest {
         val shared = FloatArray(20) { 1f }
         val personal = FloatArray(20) { if (it % 2 == 0) 1f else -1f }
         val goal = FloatArray(20) { 0.7f * shared[it] + 0.4f * personal[it] }
-        val found = searchFusion(shared, personal, 80) { a -> a.indices.sumOf { val d = (a[it] - goal[it]).toDouble(); d * d } }
+        val found = searchFusion(120, 0.0) { w1, w2 ->
+            val mixed = factorwise(shared, personal, w1, w2)
+            mixed.indices.sumOf { val d = (mixed[it] - goal[it]).toDouble(); d * d }
+        }
         assertEquals(0.7, found.shared, 0.05)
         assertEquals(0.4, found.personal, 0.05)
     }

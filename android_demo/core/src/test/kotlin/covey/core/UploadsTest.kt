@@ -7,6 +7,7 @@ import covey.core.client.Parcel
 import covey.core.client.Retrying
 import covey.core.client.StateFolder
 import covey.core.client.Traffic
+import covey.core.client.UploadRecord
 import covey.core.client.Uploads
 import covey.core.model.sha256
 import covey.core.wire.Receipt
@@ -30,6 +31,7 @@ class UploadsTest {
     private val seen = ArrayList<String>()
     private var cuts = 0
     private var forgets = 0
+    private var stale = 0
     private var refusal: Refusal? = null
 
     @TempDir
@@ -58,7 +60,7 @@ class UploadsTest {
                 exchange.responseHeaders.add("Upload-Offset", "0")
                 reply(exchange, 201, ByteArray(0))
             }
-            "HEAD" -> if (forgets-- > 0) reply(exchange, 404, ByteArray(0)) else offset(exchange)
+            "HEAD" -> if (stale-- > 0) reply(exchange, 401, ByteArray(0)) else if (forgets-- > 0) reply(exchange, 404, ByteArray(0)) else offset(exchange)
             "PATCH" -> {
                 if (header("Upload-Offset").toInt() != stored.size()) {
                     return reply(exchange, 409, Refusal("wrong_offset", "it is ${stored.size()}", -1.0).toBytes())
@@ -115,6 +117,22 @@ class UploadsTest {
         assertArrayEquals(parcel.body, stored.toByteArray())
         assertTrue(seen.count { it == "HEAD" } == 4, seen.toString())
         assertTrue(!File(folder, "upload").exists())
+    }
+
+    @Test
+    fun `an upload that the server knows no more is begun anew`() {
+        StateFolder.open(folder).use { it.save("upload", UploadRecord("/v1/uploads/ada/x7", parcel(1_300_000).digest)) }
+        forgets = 1
+        assertEquals(parcel(1_300_000).digest, deliver(parcel(1_300_000)).digest)
+        assertEquals(listOf("HEAD", "POST", "PATCH", "PATCH", "PATCH"), seen)
+    }
+
+    @Test
+    fun `a nonce that is too old is no reason to begin anew`() {
+        cuts = 1
+        stale = 1
+        assertEquals(parcel(1_000_000).digest, deliver(parcel(1_000_000)).digest)
+        assertEquals(listOf("POST", "PATCH", "HEAD", "HEAD", "PATCH", "PATCH"), seen)
     }
 
     @Test

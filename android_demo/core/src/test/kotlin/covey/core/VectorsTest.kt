@@ -20,10 +20,10 @@ import covey.core.wire.Hello
 import covey.core.wire.Message
 import covey.core.wire.Receipt
 import covey.core.wire.Refusal
+import covey.core.wire.SealedVault
 import covey.core.wire.StageSpec
 import covey.core.wire.Task
 import covey.core.wire.Update
-import covey.core.wire.Vault
 import org.junit.jupiter.api.Assertions.assertEquals
 import org.junit.jupiter.api.Assertions.assertThrows
 import org.junit.jupiter.api.Assertions.assertTrue
@@ -178,7 +178,7 @@ class VectorsTest {
     companion object {
         /** Every message that this client knows, by its name in the protocol. */
         val FORMS: Map<String, Form<*>> = listOf(
-            Task, CheckIn, Assignment, Adapter, Update, Receipt, Evaluation, Refusal, Hello, Enroll, Enrolled, Vault,
+            Task, CheckIn, Assignment, Adapter, Update, Receipt, Evaluation, Refusal, Hello, Enroll, Enrolled, SealedVault,
         ).associateBy { it.name }
     }
 }

@@ -16,6 +16,7 @@ import covey.core.wire.Form
 import covey.core.wire.Hello
 import covey.core.wire.Message
 import covey.core.wire.PROTOCOL
+import covey.core.wire.SealedVault
 import covey.core.wire.Task
 
 /** The protocol's calls: messages in, messages out. Paths and limits are those of docs/protocol.md. */
@@ -72,6 +73,20 @@ class Calls(val network: Retrying, val url: String) {
         network.exchange(Request("PUT", "/v1/evaluations/${message.version}/${message.client}", message.toBytes()))
     }
 
+    /** A vault's bytes, of at most [limit]. */
+    fun vault(address: String, limit: Int): ByteArray =
+        read(SealedVault, network.exchange(Request("GET", "/v1/vaults/$address", limit = limit + 1024L, kind = VAULT))).sealed
+
+    /** Keep a vault in the place of this device's last one. */
+    fun keepVault(address: String, sealed: ByteArray) {
+        network.exchange(Request("PUT", "/v1/vaults/$address", SealedVault(sealed).toBytes(), kind = VAULT))
+    }
+
+    /** Delete a vault. */
+    fun deleteVault(address: String) {
+        network.exchange(Request("DELETE", "/v1/vaults/$address"))
+    }
+
     private fun <M : Message> read(form: Form<M>, data: ByteArray): M = read(form, data, url)
 
     companion object {
@@ -85,5 +100,6 @@ class Calls(val network: Retrying, val url: String) {
         const val ADAPTER = "adapter"
         const val UPDATE = "update"
         const val BUNDLE = "bundle"
+        const val VAULT = "vault"
     }
 }

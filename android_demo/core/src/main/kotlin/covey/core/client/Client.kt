@@ -10,8 +10,10 @@ import covey.core.UsageException
 import covey.core.model.Prng
 import covey.core.model.at
 import covey.core.model.floatsOf
+import covey.core.model.put
 import covey.core.model.sha256
 import covey.core.model.toLittleEndian
+import covey.core.train.Fusion
 import covey.core.train.LocalRound
 import covey.core.train.LocalTrainer
 import covey.core.train.PartTrainer
@@ -30,6 +32,8 @@ sealed interface ClientEvent {
     data class Round(val round: Int, val rounds: Int, val version: Int) : ClientEvent
     data class Version(val version: Int, val bytes: Long) : ClientEvent
     data class Evaluated(val version: Int, val loss: Double) : ClientEvent
+    data class Fused(val version: Int, val fusion: Fusion) : ClientEvent
+    data class Personal(val version: Int, val loss: Double) : ClientEvent
     data class Stepped(val round: Int, val step: Int, val steps: Int, val loss: Double) : ClientEvent
     data class Trained(val round: Int, val lossBefore: Double, val lossAfter: Double, val bytes: Int) : ClientEvent
     data class Uploaded(val round: Int, val bytes: Int, val status: String) : ClientEvent
@@ -136,14 +140,25 @@ class Client(
         val scored = report(version, FloatArray(0), "global")
         save(record.copy(history = appended(record.history, scored)))
         emit(ClientEvent.Evaluated(version, scored.loss))
-        if (device.division.personal != null) {
-            save(record.copy(ownHistory = appended(record.ownHistory, report(version, own(), "personal"))))
+        if (device.division.personal != null || fuses()) {
+            val own = report(version, own(), "personal")
+            save(record.copy(ownHistory = appended(record.ownHistory, own)))
+            emit(ClientEvent.Personal(version, own.loss))
         }
         return RoundEvent.Done
     }
 
+    /** Whether this device has an adapter of its own besides the shared one. */
+    private fun fuses() = device.task.sharing.fusion.isNotEmpty() && record.own.isNotEmpty()
+
+    private fun fused(version: Int, own: FloatArray): FloatArray {
+        val (adapter, found) = device.fused(held.adapter, own)
+        emit(ClientEvent.Fused(version, found))
+        return adapter
+    }
+
     private fun report(version: Int, own: FloatArray, kind: String): Scored {
-        val score = score(device.whole(held.adapter, own, 0, cohort))
+        val score = score(if (kind == "personal" && fuses()) fused(version, own) else device.whole(held.adapter, own, 0, cohort))
         val message = Evaluation(record.client, device.task.layout, version, score.lossSum, score.tokens, score.correct, kind)
         try {
             calls.evaluation(message)
@@ -170,16 +185,29 @@ class Client(
         val before = whole.at(where)
         val progress = trainSteps(assignment, PartTrainer(device.trainer, whole, where), before) ?: return RoundEvent.Dropped
         val (pending, memory) = encode(assignment, progress, before)
-        val kept = device.division.personal?.let { progress.adapter.at(trained.positions(it)).toLittleEndian() } ?: ByteArray(0)
         save(
             record.copy(
-                pending = listOf(pending), codecs = codecs(pending.codec, memory), own = kept,
+                pending = listOf(pending), codecs = codecs(pending.codec, memory), own = ownAfter(assignment, progress.adapter, whole, where),
                 trainSeconds = record.trainSeconds + progress.seconds,
             ),
         )
         folder.forget(TRAINING)
         emit(ClientEvent.Trained(assignment.round, progress.lossBefore, progress.lossAfter, pending.body.size))
         return RoundEvent.Done
+    }
+
+    /**
+     * What this device keeps to itself after a round: its personal tensors, or where adapters are fused a copy of what it
+     * [trained], the entries [where] of the [whole], in its first round and then as often as the task says.
+     */
+    private fun ownAfter(assignment: Assignment, trained: FloatArray, whole: FloatArray, where: IntArray): ByteArray {
+        val sharing = device.task.sharing
+        if (sharing.fusion.isNotEmpty()) {
+            val due = record.own.isEmpty() || sharing.syncEvery > 0 && assignment.round % sharing.syncEvery == 0
+            return if (due) whole.copyOf().also { it.put(where, trained) }.toLittleEndian() else record.own
+        }
+        val personal = device.division.personal ?: return ByteArray(0)
+        return trained.at(device.division.trained(assignment.round).positions(personal)).toLittleEndian()
     }
 
     /** The memories to keep with this one: as many as a task has phases, the newest. */
@@ -192,7 +220,7 @@ class Client(
         val task = device.task
         val deadline = clock.seconds() + assignment.deadlineS
         val seed = LocalRound.seed(task.seed, assignment.round, record.client)
-        val round = LocalRound(trainer, device.dataset.train, device.bundle.manifest.batchSize, task.local, seed)
+        val round = LocalRound(trainer, device.parts.train, device.bundle.manifest.batchSize, task.local, seed)
         var progress = resumed(assignment, before.size) ?: round.begin(before)
         while (!round.done(progress)) {
             clock.sleep(0.0) // a request to stop is heeded here: the step before is on disk
@@ -229,7 +257,7 @@ class Client(
         val (parts, after) = codec.encode(change, memory, progress.adapter.at(sent))
         val body = Update(
             record.client, uploaded.digest, assignment.round, assignment.attempt, assignment.version, task.uploadCodec, parts,
-            device.dataset.train.count, progress.step, progress.lossBefore, progress.lossAfter, progress.seconds,
+            device.parts.train.count, progress.step, progress.lossBefore, progress.lossAfter, progress.seconds,
         ).toBytes()
         if (body.size > task.maxUploadBytes) {
             throw UsageException(

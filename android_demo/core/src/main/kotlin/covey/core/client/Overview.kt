@@ -58,6 +58,8 @@ data class Overview(
         is ClientEvent.Round -> copy(phase = Phase.TRAINING, round = event.round, rounds = event.rounds, step = 0, steps = 0, sentence = "")
         is ClientEvent.Version -> copy(phase = Phase.EVALUATING, sentence = "")
         is ClientEvent.Evaluated -> copy(losses = (losses + event.loss).takeLast(MAX_LOSSES))
+        is ClientEvent.Fused -> this
+        is ClientEvent.Personal -> this
         is ClientEvent.Stepped -> copy(phase = Phase.TRAINING, round = event.round, step = event.step, steps = event.steps, sentence = "")
         is ClientEvent.Trained -> copy(phase = Phase.UPLOADING)
         is ClientEvent.Uploaded -> copy(phase = Phase.WAITING, updates = updates + 1, sentence = "")

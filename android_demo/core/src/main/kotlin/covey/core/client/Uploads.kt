@@ -96,13 +96,22 @@ class Uploads(private val network: Retrying, private val url: String, private va
             if (address.isEmpty()) {
                 begin()?.let { return it }
             } else {
-                offset = offsetOf(network.once(Request("HEAD", address, kind = Calls.UPDATE), setOf(204)))
+                offset = asked()
             }
             while (true) {
                 val answer = sendPiece()
                 if (answer.status == 200) return receipt(answer.body)
                 offset = offsetOf(answer)
             }
+        }
+
+        /** The server's offset. The answer to a HEAD has no body, so what a refusal means is read off its status. */
+        private fun asked(): Int {
+            val head = Request("HEAD", address, kind = Calls.UPDATE)
+            val first = network.once(head, setOf(204, 401, 404))
+            val answer = if (first.status == 401) network.once(head, setOf(204, 404)) else first // it brought a newer nonce
+            if (answer.status == 404) throw RefusedException("the server does not know the upload any more", 404, "not_found")
+            return offsetOf(answer)
         }
 
         /** An address for the update, remembered; or its receipt, if it had been counted all along. */

@@ -23,7 +23,10 @@ class Division(val adapter: Layout, private val second: Layout?, val sharing: Sh
         if (adapter.tensors.all { label(it) == Label.PERSONAL || label(it) == Label.FIXED }) {
             throw LayoutException("every tensor would be personal or fixed, so nothing would be learned together")
         }
-        if (sharing.second && second == null) throw LayoutException("the bundle takes no second adapter: export it with --frozen-rank")
+        if (sharing.fusion.isNotEmpty() && sharing.personal.isNotEmpty()) {
+            throw LayoutException("devices that fuse two adapters keep a whole one to themselves, so no tensors besides")
+        }
+        if ((sharing.second || sharing.fusion == "concatenated") && second == null) throw LayoutException("the bundle takes no second adapter: export it with --frozen-rank")
     }
 
     private val patterns

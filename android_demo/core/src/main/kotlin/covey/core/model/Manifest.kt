@@ -12,7 +12,7 @@ data class TokenizerSpec(
 )
 
 /**
- * What a device needs of a bundle's `manifest.json`. Fields that this client does not use are not read, so that a
+ * What a device needs of a bundle's `manifest.json`: [labels] are a classifier's, by number. Fields that this client does not use are not read, so that a
  * manifest may gain some; [minimumClient] says when it must not.
  */
 class Manifest(
@@ -20,6 +20,7 @@ class Manifest(
     val task: String,
     val batchSize: Int,
     val seqLen: Int,
+    val labels: List<String>,
     val precision: String,
     val layout: Layout,
     val frozen: Layout?,
@@ -86,7 +87,7 @@ class Manifest(
             val frozen = root.value("frozen")
             return Manifest(
                 root.text("model"), root.text("task"), root.whole("batch_size", 1..65_536L).toInt(),
-                root.whole("seq_len", 0..1_048_576L).toInt(), root.text("precision"), layout,
+                root.whole("seq_len", 0..1_048_576L).toInt(), root.textList("labels"), root.text("precision"), layout,
                 frozen?.let(Layout::fromJson), root.text("start"),
                 root.value("tokenizer")?.let { tokenizer(Node.of(it)) },
                 root.node("graphs").nodes { roles -> roles.texts() },
@@ -106,8 +107,7 @@ class Manifest(
         private fun file(node: Node): BundleFile {
             val digest = node.text("sha256")
             if (!DIGEST.matches(digest)) throw BundleException("the manifest holds a file with digest '${digest.take(80)}'")
-            val targets = (node.value("targets") as? List<*>)?.map { it as? String ?: bad("targets") } ?: bad("targets")
-            return BundleFile(digest, node.whole("bytes", 0..Long.MAX_VALUE), targets)
+            return BundleFile(digest, node.whole("bytes", 0..Long.MAX_VALUE), node.textList("targets"))
         }
 
         private fun checkPath(path: String) {
@@ -129,6 +129,9 @@ private class Node(private val fields: Map<*, *>) {
     fun text(name: String): String = fields[name] as? String ?: bad(name)
     fun node(name: String): Node = of(fields[name] ?: bad(name))
     fun whole(name: String, range: LongRange): Long = (fields[name] as? Long)?.takeIf { it in range } ?: bad(name)
+
+    /** A list of texts. */
+    fun textList(name: String): List<String> = (fields[name] as? List<*>)?.map { it as? String ?: bad(name) } ?: bad(name)
 
     /** Every field as an object, made into something. */
     fun <T> nodes(make: (Node) -> T): Map<String, T> = fields.entries.associate { (k, v) -> k as String to make(of(v)) }

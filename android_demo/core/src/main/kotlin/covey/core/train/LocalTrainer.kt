@@ -4,8 +4,8 @@ import covey.core.BundleException
 import java.io.Closeable
 
 /**
- * What a graph takes beside the adapter: [inputs] token ids and [labels], each [rows] x [columns] row after row. A label
- * of [IGNORED] is not counted.
+ * What a graph takes beside the adapter: [inputs] token ids, [rows] x [columns] row after row, and [labels], as many for a
+ * language model and one a row for a classifier. A label of [IGNORED] is not counted.
  */
 class Batch(val rows: Int, val columns: Int, val inputs: LongArray, val labels: LongArray)
 

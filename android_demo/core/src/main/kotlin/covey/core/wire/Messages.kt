@@ -204,13 +204,13 @@ data class Evaluation(
     }
 }
 
-/** PUT and GET /v1/vaults/{address}: what a device encrypted for itself. This client keeps none; the bytes are known. */
-class Vault(val sealed: ByteArray) : Message {
-    override val form get() = Vault
+/** PUT and GET /v1/vaults/{address}: what a device encrypted for itself. */
+class SealedVault(val sealed: ByteArray) : Message {
+    override val form get() = SealedVault
     override fun fields() = listOf(sealed)
 
-    companion object : Form<Vault>("Vault", "sealed" to Kind.Bytes) {
-        override fun make(v: Values) = Vault(v["sealed"])
+    companion object : Form<SealedVault>("Vault", "sealed" to Kind.Bytes) {
+        override fun make(v: Values) = SealedVault(v["sealed"])
     }
 }
 

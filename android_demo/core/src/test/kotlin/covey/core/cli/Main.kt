@@ -3,6 +3,7 @@ package covey.core.cli
 import covey.core.CoveyException
 import covey.core.StoppedException
 import covey.core.UsageException
+import covey.core.client.Backup
 import covey.core.client.BundleTrust
 import covey.core.client.Bundles
 import covey.core.client.Calls
@@ -17,11 +18,12 @@ import covey.core.client.Signing
 import covey.core.client.SoftwareKey
 import covey.core.client.StateFolder
 import covey.core.client.Traffic
+import covey.core.client.Vault
 import covey.core.client.Wishes
 import covey.core.client.serverUrl
-import covey.core.train.Examples
+import covey.core.train.datasetOf
 import covey.core.train.decodeText
-import covey.core.train.split
+import covey.core.train.documentsOf
 import covey.core.tokens.coderOf
 import java.io.File
 import java.nio.channels.FileChannel
@@ -61,22 +63,26 @@ private fun join(url: String, options: Map<String, String>) {
         val bundles = Bundles(calls, http, File(option("cache")), RUNTIME)
         val (manifest, data) = bundles.manifest(task)
         BundleTrust(folder) { say(ClientEvent.Notice(it)) }.check(data, calls.signatures())
+        val documents = documentsOf(texts(File(option("data"))), manifest)
         val bundle = bundles.fetch(manifest, data) { _, _ -> }
-        val spec = manifest.tokenizer ?: throw UsageException("the task is not about text")
-        val tokens = texts(File(option("data"))).map(coderOf(spec, bundle.folder)::document).reduce { all, more -> all + more }
-        val dataset = split(Examples.windows(tokens, manifest.seqLen, spec.padId), 0.2)
+        val dataset = datasetOf(documents, coderOf(manifest.tokenizer!!, bundle.folder), manifest, 0.2)
         PipeTrainer(option("python"), File(option("trainer")), bundle.folder).use { trainer ->
             say(ClientEvent.Joined(task.name, manifest.model, dataset.train.count, dataset.heldout.count))
             val device = Device(
                 task, bundle, dataset, trainer, RUNTIME, Wishes(), options["eval-batches"]?.toInt() ?: 16,
             )
-            Client(device, calls, folder, record, SystemClock, ::say).run()
+            val backup = options["passphrase"]?.let { Backup(calls, Vault(it, name, options["vault-name"] ?: client)) }
+            val own = backup?.restore(device, record) ?: record
+            if (own !== record) say(ClientEvent.Notice("the own tensors are those of the vault"))
+            val after = Client(device, calls, folder, own, SystemClock, ::say).run()
+            backup?.store(after)
         }
     }
 }
 
 /** The texts of a folder in the order in which `covey join` reads them: files by name, then the folders below. */
-private fun texts(path: File): List<String> = filesOf(path).mapNotNull { decodeText(it.readBytes()) }.filter { it.isNotBlank() }
+private fun texts(path: File): List<Pair<String, String>> = filesOf(path).mapNotNull { file -> decodeText(file.readBytes())?.let { file.name to it } }
+    .filter { (_, text) -> text.isNotBlank() }
     .ifEmpty { throw UsageException("$path holds no text") }
 
 private fun filesOf(path: File): List<File> {
@@ -92,7 +98,7 @@ private fun say(event: ClientEvent) {
 }
 
 /** The key of this device, made on first use. */
-private fun key(folder: File): SoftwareKey {
+internal fun key(folder: File): SoftwareKey {
     val (private, public) = File(folder, "key") to File(folder, "key.pub")
     if (!public.isFile) {
         val made = SoftwareKey.generate().encoded()
@@ -102,9 +108,9 @@ private fun key(folder: File): SoftwareKey {
     return SoftwareKey.of(private.readBytes(), public.readBytes())
 }
 
-private fun syncFolder(folder: File) = FileChannel.open(folder.toPath(), READ).use { it.force(true) }
+internal fun syncFolder(folder: File) = FileChannel.open(folder.toPath(), READ).use { it.force(true) }
 
-private object SystemClock : Clock {
+internal object SystemClock : Clock {
     override fun seconds(): Double = System.nanoTime() * 1e-9
     override fun sleep(seconds: Double) { if (seconds > 0) Thread.sleep((1000 * seconds).toLong()) }
     override fun draw(): Double = SecureRandom().nextDouble()

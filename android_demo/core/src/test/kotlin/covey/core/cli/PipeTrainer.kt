@@ -32,6 +32,11 @@ class PipeTrainer(python: String, script: File, bundle: File) : LocalTrainer {
         return answer(24).let { Score(it.double, it.long, it.long) }
     }
 
+    override fun useSecond(values: FloatArray) {
+        requests.write('S'.code)
+        requests.write(values.toLittleEndian())
+    }
+
     private fun ask(what: Char, adapter: FloatArray, batch: Batch) {
         requests.write(what.code)
         requests.write(adapter.toLittleEndian())
