@@ -223,6 +223,9 @@ def test_fault_server_killed_in_an_upload(tmp_path: Path) -> None:
     port = free_port()
     data = str(tmp_path / "run")
 
+    def arrived() -> int:
+        return sum(path.stat().st_size for path in (tmp_path / "run" / "uploads").glob("*.part"))
+
     async def main() -> tuple[Receipt, int]:
         first = ServerProcess(task, "--data-dir", data, "--port", str(port))
         device = Device(await asyncio.to_thread(first.url), "a", BIG)
@@ -231,9 +234,10 @@ def test_fault_server_killed_in_an_upload(tmp_path: Path) -> None:
         async with bad_link(device.url, slow) as link, connect(link.url, key_of("a"), Traffic()) as transport:
             transport.backoff = Backoff(0.01, 0.05)
             uploading = asyncio.create_task(uploads.Pieces(transport, tmp_path / "upload", parcel).deliver())
-            await asyncio.sleep(0.6)
+            while not arrived() and not uploading.done():  # however slow this machine is
+                await asyncio.sleep(0.01)
             await asyncio.to_thread(first.kill)
-            kept = sum(path.stat().st_size for path in (tmp_path / "run" / "uploads").glob("*.part"))
+            kept = arrived()
             with ServerProcess(task, "--data-dir", data, "--port", str(port)) as second:
                 await asyncio.to_thread(second.url)
                 receipt = await uploading
