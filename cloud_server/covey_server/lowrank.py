@@ -7,6 +7,7 @@ Young 1936): with B = Q_B R_B and A^T = Q_A R_A only the small core R_B R_A^T ne
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -66,17 +67,26 @@ def singular_values(product: Product) -> Matrix:
     return np.asarray(np.linalg.svd(core, compute_uv=False), np.float64)
 
 
-def align(product: Product, near: Matrix) -> Product:
+def align(product: Product, near: Matrix, ranks: Sequence[int] = ()) -> Product:
     """The same product with its factors turned towards `near`, another A [r, n] of the same rank.
 
     Singular vectors are determined only up to signs and order, so two versions of one adapter may look unlike. Devices
-    download differences: the rotation nearest to what they hold (Procrustes) keeps these small.
+    download differences: the rotation nearest to what they hold (Procrustes) keeps these small. Where devices have
+    lower `ranks`, the product of so many leading factors stays the same too: only factors between two ranks are turned
+    into one another.
     """
     if product.a.shape != near.shape:
         return product
-    u, _, vt = np.linalg.svd(near @ product.a.T)
+    cuts = (0, *sorted({rank for rank in ranks if rank < product.rank}), product.rank)
+    turned = [_turned(product, near, slice(i, j)) for i, j in pairwise(cuts)]
+    return Product(np.concatenate([part.a for part in turned]), np.concatenate([part.b for part in turned], axis=1))
+
+
+def _turned(product: Product, near: Matrix, factors: slice) -> Product:
+    a, b = product.a[factors], product.b[:, factors]
+    u, _, vt = np.linalg.svd(near[factors] @ a.T)
     turn = u @ vt
-    return Product(turn @ product.a, product.b @ turn.T)
+    return Product(turn @ a, b @ turn.T)
 
 
 def frobenius(product: Product) -> float:

@@ -94,6 +94,17 @@ def test_align_changes_looks_and_not_the_product() -> None:
     assert align(turned, near.a[:3]) is turned
 
 
+def test_align_keeps_what_devices_of_lower_rank_have() -> None:
+    best = compress(product(8, 1), 8)
+    near = best.a[[0, 1, 3, 2, 4, 5, 6, 7]] * -1.0  # what they hold: other signs, and two factors changed places
+    ranks = (2, 4, 8, 16)
+    aligned = align(best, near, ranks)
+    for rank in (2, 4, 8):
+        mine, before = (Product(p.a[:rank], p.b[:, :rank]) for p in (aligned, best))
+        assert relative(mine.dense(), before.dense()) < 1e-12
+    assert relative(aligned.a, near) < 1e-10
+
+
 def test_frobenius_without_the_matrix() -> None:
     for seed in range(5):
         p = product(4, seed)

@@ -33,9 +33,7 @@ def florist(space: Space, energy: float) -> Strategy:
         for pair in modules:
             held = product(pair, start)
             whole = stack([held, *(product(pair, vector) for vector in (*trained, *given))], signs)
-            best = compress(whole, pair.rank, energy)
-            if not space.mixed:  # low ranks take the leading factors, whose order a rotation would lose
-                best = align(best, held.a)
+            best = align(compress(whole, pair.rank, energy), held.a, space.ranks)
             pair.put(new, best.a / pair.scale, best.b)
         new[others] += mean[others]
         return new - start
