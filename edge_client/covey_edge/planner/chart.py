@@ -51,6 +51,9 @@ def _scatter(axes: Any, results: Results, chosen: Job, budget: int, colours: Any
     axes.scatter(results[chosen].worst, results[chosen].loss, s=260, facecolors="none", edgecolors="red")
     axes.axvline(budget, color="grey", linestyle=":")
     axes.set(xscale="log", xlabel="bytes a device and round, up and down", title="every choice, its longest pilot")
+    for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        which("{x:,.0f}")
+    axes.tick_params(axis="x", which="both", labelsize=8)
     for kind in {choice.sends: None for choice in points}:
         axes.scatter([], [], marker=MARKS[kind], color="grey", label=kind)
     for rank in ranks if len(ranks) > 1 else ():
@@ -60,6 +63,7 @@ def _scatter(axes: Any, results: Results, chosen: Job, budget: int, colours: Any
 
 
 def _curves(axes: Any, results: Results, chosen: Job, before: float) -> None:
+    axes.set_prop_cycle(color=["tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:cyan"])
     for choice in {job.choice: None for job in results if job.rounds == chosen.rounds}:
         mine = sorted((job.rounds, found) for job, found in results.items() if job.choice == choice)
         xs = [0.0, *(rounds * (found.sent + found.received) / 1e3 for rounds, found in mine)]

@@ -8,6 +8,7 @@ pilots that run at the same time changes nothing. The stages:
 3. `around`: neighbours of the best: another rate, another server, rank traded against density (as FLASC-Search does).
 4. `then`: a third goes on for three times the rounds, and again. At the first cut the best of each rank and of each way
    of choosing entries stays: what sends little a round starts slowly, and would never be seen at its best otherwise.
+   With those that go on comes the best of them at the next lower rate, which pays in the long run if at all.
 
 The one that is recommended lost least in the longest pilots. Where others are as good within what the devices' own
 losses can tell (a paired standard error) and within a hundredth of what was learned, it is the one with the fewest
@@ -16,6 +17,7 @@ bytes.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -114,7 +116,7 @@ def _stages(search: Search, results: Results) -> list[Stage]:
     for before, rounds in zip(search.rungs, search.rungs[1:], strict=False):
         if not _done(out, results):
             return out
-        tried = kept(search, results, tried, before)
+        tried = with_lower_rate(search, kept(search, results, tried, before))
         out.append((f"{rounds} rounds", [Job(choice, rounds) for choice in tried]))
     return out
 
@@ -162,6 +164,14 @@ def kept(search: Search, results: Results, choices: Sequence[Choice], rounds: in
     rest = [c for c in order if c not in firsts]
     chosen = {*firsts, *rest[: max(0, count - len(firsts))]}
     return [c for c in order if c in chosen]
+
+
+def with_lower_rate(search: Search, order: Sequence[Choice]) -> list[Choice]:
+    """Also the best of them at the next lower rate: short pilots prefer a rate that is too large for long ones."""
+    if not order:
+        return []
+    lower = [rate for rate in search.rates if rate < order[0].rate]
+    return list(dict.fromkeys([*order, *(replace(order[0], rate=max(lower)) for _ in lower[:1])]))
 
 
 def _first_of(order: Sequence[Choice], key: Callable[[Choice], object]) -> list[Choice]:
