@@ -1,4 +1,4 @@
-"""What a stranger gets, as docs/server.md shows it: each command of the transcript is run, and says what stands there."""
+"""What a stranger gets, as docs/server.md shows it: its commands are run, and say what stands there."""
 
 import gzip
 import json
