@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from covey_edge.parts import check_share
 from covey_edge.state import vector_of
 from covey_shared.codec import codec_from_spec
-from covey_shared.errors import TaskFileError
-from covey_shared.layout import vector_digest
+from covey_shared.errors import BundleError, TaskFileError
+from covey_shared.layout import Layout, vector_digest
 from covey_shared.messages import Refusal, Task, Update
 from covey_shared.sharing import Division
 from tests.helpers_edge import LAYOUT
@@ -68,6 +69,31 @@ def test_the_operator_sees_both_results_side_by_side(tmp_path: Path) -> None:
     assert f"held-out loss {before['loss']:.4f} ({before['personal_loss']:.4f} with devices' own)" in line
 
 
+def an_update(task: Task, layout: Layout, attempt: int) -> bytes:
+    """Eve's, all ones."""
+    codec = codec_from_spec(task.upload_codec, layout)
+    parts, _ = codec.encode(np.ones(layout.size, np.float32), codec.init(0))
+    return Update(
+        client="eve", layout=layout.digest, round=1, attempt=attempt, version=0, codec=task.upload_codec, parts=parts,
+        examples=9, steps=1, loss_before=2.0, loss_after=1.0, seconds=0.1,
+    ).to_bytes()  # fmt: skip
+
+
+def test_a_rank_that_no_bundle_offers(tmp_path: Path) -> None:
+    """Refused on the device, and at the server's door."""
+    bundle = bigram_bundle(tmp_path / "bundle", ranks=(1, 2, 4))
+    with serving(bundle, tmp_path / "server", more='[strategy]\nname = "hetlora"\n') as server:
+        task = Task.from_bytes(call(server.url, "GET", "/v1/task").body)
+        with pytest.raises(BundleError, match="the task has no rank 3, it has 1, 2, 4: join with --rank"):
+            check_share(bundle.manifest, task.sharing, 3)
+        eve = server.device("eve")
+        eve.layout = bundle.manifest.layout
+        attempt = eve.check_in().attempt
+        for rank, status in ((3, 409), (2, 200)):
+            body = an_update(task, bundle.manifest.layout.at_rank(rank), attempt)
+            assert call(server.url, "PUT", "/v1/updates/1/eve", body, MSGPACK).status == status
+
+
 def test_an_update_of_personal_tensors_is_refused(tmp_path: Path) -> None:
     bundle = bigram_bundle(tmp_path / "bundle")
     with serving(bundle, tmp_path / "server", rounds=4, target=3, more=FEDSA) as server:
@@ -75,12 +101,7 @@ def test_an_update_of_personal_tensors_is_refused(tmp_path: Path) -> None:
         device.layout = bundle.manifest.layout
         assignment = device.check_in()
         task = Task.from_bytes(call(server.url, "GET", "/v1/task").body)
-        codec = codec_from_spec(task.upload_codec, LAYOUT)
-        parts, _ = codec.encode(np.ones(LAYOUT.size, np.float32), codec.init(0))
-        body = Update(
-            client="eve", layout=LAYOUT.digest, round=1, attempt=assignment.attempt, version=0,
-            codec=task.upload_codec, parts=parts, examples=9, steps=1, loss_before=2.0, loss_after=1.0, seconds=0.1,
-        ).to_bytes()  # fmt: skip
+        body = an_update(task, LAYOUT, assignment.attempt)
         answer = call(server.url, "PUT", "/v1/updates/1/eve", body, MSGPACK)
         refusal = Refusal.from_bytes(answer.body)
         shared = Division(LAYOUT, None, task.sharing).uploaded(1)
@@ -149,6 +170,16 @@ def test_a_killed_device_ends_with_the_same_personal_layers(tmp_path: Path) -> N
     assert ended["at once"].adapter == ended["in pieces"].adapter
 
 
+def test_fdlora_with_one_device_and_a_plain_outer_step(tmp_path: Path) -> None:
+    """eta = 1 and mu = 0 is averaging, with sync_every = 1 what is kept is what was trained: all is one adapter."""
+    bundle = bigram_bundle(tmp_path / "bundle")
+    dense = '[upload]\ncodec = "dense"\n[download]\ncodec = "dense"\n'
+    plain = '[strategy]\nname = "fdlora"\nsync_every = 1\n[server]\noptimizer = "nesterov"\nmomentum = 0.0\n'
+    with serving(bundle, tmp_path / "server", rounds=3, more=plain + dense) as server:
+        record = asyncio.run(take_part(server.url, "ann", tmp_path, bundle)).record
+    assert np.allclose(vector_of(record.own), vector_of(record.adapter), atol=1e-6)
+
+
 def test_fdlora(tmp_path: Path) -> None:
     """Fused with what each device kept, the model is better than everybody's, and never worse on what was searched."""
     bundle = bigram_bundle(tmp_path / "bundle")
@@ -168,6 +199,7 @@ def test_fdlora(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
+        ('[strategy]\nname = "cohorts"\ntensors = "kind:head"\n', "cohorts would share nothing"),
         ('[personal]\npolicy = "tensors"\ntensors = "*"\n', "nothing would be learned together"),
         ('[personal]\npolicy = "fedper"\n', "nothing of the adapter is personal"),
         ('[personal]\npolicy = "last-blocks"\n', "no numbered blocks"),

@@ -8,7 +8,10 @@ import pytest
 from numpy.typing import NDArray
 
 from covey_server.lowrank import Product, singular_values
+from covey_server.optimizers import nesterov, sgd
+from covey_server.recipe import fold
 from covey_server.strategies.base import Strategy
+from covey_server.strategies.fdlora import fdlora
 from covey_server.strategies.fedavg import fedavg
 from covey_server.strategies.fedex import fedex
 from covey_server.strategies.flora import flora
@@ -314,6 +317,27 @@ def test_the_order_of_devices_does_not_matter(name: str) -> None:
     results = [model(space, run(strategy, start, order)) for order in itertools.permutations(equal_updates(space))]
     for other in results[1:]:
         check_models(other, results[0], 1e-5)
+
+
+def test_fdlora_s_outer_step() -> None:
+    """With rate 1 and no momentum it is averaging; where nobody moves any more the shared adapter comes to rest."""
+    n, rng = 40, np.random.default_rng(0)
+    changes = [rng.standard_normal(n).astype(np.float32) for _ in range(3)]
+    updates = [(Entries(n, slice(0, n), change), 7) for change in changes]
+    mean = fold(fdlora("factorwise", 5), n, updates)
+    assert np.allclose(mean, fold(fedavg(), n, updates), atol=1e-6)
+    start = rng.standard_normal(n).astype(np.float32)
+    plain = nesterov(1.0, 0.0)
+    assert np.array_equal(plain.step(plain.init(n), start, mean)[1], sgd(1.0).step({}, start, mean)[1])
+    outer = nesterov(1.0, 0.5)
+    state, w = outer.step(outer.init(n), start, mean)
+    moved = []
+    for _ in range(30):
+        state, after = outer.step(state, w, np.zeros(n, np.float32))
+        moved.append(float(np.linalg.norm(after - w)))
+        w = after
+    assert all(later < earlier for earlier, later in itertools.pairwise(moved[:15])), "the momentum decays"
+    assert moved[-1] < 1e-6
 
 
 @pytest.mark.parametrize("name", ["florist", "fedex", "lora-fair", "hetlora", "rbla"])
