@@ -315,7 +315,7 @@ class Served:
 
 @contextmanager
 def served(
-    task: Path, data: Path | None = None, publish: Path | None = None, *, is_open: bool = True
+    task: Path, data: Path | None = None, publish: Path | None = None, *, is_open: bool = True, proxy: str = ""
 ) -> Iterator[Served]:
     """Serve a task file in a thread on a free loopback port; closed as `covey serve` closes."""
     run = open_run(task_file.read(task), data or task.parent / "run", time.time())
@@ -326,7 +326,7 @@ def served(
     async def main() -> None:
         lines: list[str] = []
         aggregator = Aggregator(run, publish, lines.append)
-        app = make_app(aggregator, is_open=is_open)
+        app = make_app(aggregator, is_open=is_open, proxy=proxy)
         runners = [
             web.AppRunner(each, access_log=None, shutdown_timeout=5.0, **RUNNER)
             for each in (app, make_admin(aggregator, app[DOOR], app[STOPPING]))

@@ -10,9 +10,21 @@ from aiohttp import web
 from covey_server import operation, upload_handlers, vault_handlers
 from covey_server.aggregator import Aggregator
 from covey_server.bodies import IN_FLIGHT, Budget
-from covey_server.guard import DOOR, FOR_PEOPLE, TABLE, UPLOAD_BYTES, Door, Reader, guard, hand_out_nonce, route_of
+from covey_server.guard import (
+    DOOR,
+    FOR_PEOPLE,
+    PROXY,
+    TABLE,
+    UPLOAD_BYTES,
+    Door,
+    Reader,
+    guard,
+    hand_out_nonce,
+    route_of,
+)
 from covey_server.handlers import AGGREGATOR, BUDGET, RECEIVED, device_of
 from covey_server.handlers import ROUTES as DEVICE_ROUTES
+from covey_server.limits import network
 from covey_server.logs import access, new_request_id
 from covey_server.operation import ALWAYS, STOPPING
 from covey_server.policy import Handler, check_routes
@@ -50,12 +62,16 @@ SWEEP_S = 60.0  # between two looks for uploads that nobody continues
 PARTIAL = 256 * 2**20  # bytes that unfinished uploads may come to, all together
 
 
-def make_app(aggregator: Aggregator, *, is_open: bool = False) -> web.Application:
-    """What devices reach of a served run. `is_open`: new devices need no code. Call it on the event loop's thread."""
+def make_app(aggregator: Aggregator, *, is_open: bool = False, proxy: str = "") -> web.Application:
+    """What devices reach of a served run. Call it on the event loop's thread.
+
+    `is_open`: new devices need no code. `proxy`: the address of a reverse proxy that is believed about addresses.
+    """
     run = aggregator.run
     app = web.Application(middlewares=[answer_errors, guard])
     app[AGGREGATOR] = aggregator
     app[STOPPING] = []
+    app[PROXY] = proxy and network(proxy)
     app[GATE] = Gate(app[STOPPING])
     app[UPLOAD_BYTES] = max_upload_bytes(run.upload)
     app[BUDGET] = Budget(max(IN_FLIGHT, 4 * app[UPLOAD_BYTES]))

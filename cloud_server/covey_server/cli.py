@@ -23,6 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--insecure-http", action="store_true",
         help="serve other machines without TLS: who is on the way can read all that passes",
     )  # fmt: skip
+    parser.add_argument(
+        "--proxy", default="", metavar="ADDRESS", help="a reverse proxy in front, whose X-Forwarded-For is believed"
+    )
     parser.add_argument("--admin-host", default="127.0.0.1", help="where the operator's side listens (%(default)s)")
     parser.add_argument("--admin-port", type=int, help="its port, 0 for any free one (default: --port plus one)")
     parser.add_argument("--admin-url-file", type=Path, help="write the URL of the operator's side to this file")

@@ -53,6 +53,7 @@ class Door:
 
 DOOR = web.AppKey("door", Door)
 FOR_PEOPLE = web.AppKey("for_people", bool)  # refusals are JSON
+PROXY = web.AppKey("proxy", str)  # the reverse proxy whose word on addresses is taken; "" for none
 TABLE = web.AppKey("table", dict[tuple[str, str], Route])
 UPLOAD_BYTES = web.AppKey("upload_bytes", int)
 
@@ -199,8 +200,15 @@ def _charge(request: web.Request, who: str, what: str, rate: Rate) -> None:
 
 
 def address(request: web.Request) -> str:
-    """Whom to charge where no device answers for itself; a device's name never looks like this."""
-    return f"@{network(request.remote or '')}"
+    """Whom to charge where no device answers for itself; a device's name never looks like this.
+
+    Of a connection from the proxy that may be believed it is the last address in X-Forwarded-For, which is the one that
+    the proxy saw and wrote; whatever stands before it came with the request.
+    """
+    peer, proxy = network(request.remote or ""), request.app.get(PROXY, "")
+    if proxy and peer == proxy:
+        peer = network(request.headers.getall("X-Forwarded-For", [""])[-1].rpartition(",")[2].strip()) or peer
+    return f"@{peer}"
 
 
 async def hand_out_nonce(request: web.Request, response: web.StreamResponse) -> None:

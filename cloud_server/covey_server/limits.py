@@ -37,6 +37,19 @@ class Buckets:
         return 0.0 if ok else (1 - left) / rate.per_s
 
 
+def is_address(text: str) -> bool:
+    """Whether a text is an IP address.
+
+    >>> is_address("10.0.0.1"), is_address("::1"), is_address("proxy.example")
+    (True, True, False)
+    """
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def network(address: str) -> str:
     """Whom an address belongs to: itself for IPv4, its /64 for IPv6, where one customer has 2^64 of them.
 

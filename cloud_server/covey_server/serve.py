@@ -19,6 +19,7 @@ from covey_server.aggregator import Aggregator, in_words
 from covey_server.app import GATE, RUNNER, make_app
 from covey_server.blobs import write_durably
 from covey_server.guard import DOOR, is_loopback
+from covey_server.limits import is_address
 from covey_server.logs import say
 from covey_server.operation import STOPPING
 from covey_server.run import Run, default_folder, open_run
@@ -51,6 +52,7 @@ class Options:
     insecure_http: bool = False
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    proxy: str = ""
     exit_when_done: bool = False
     grace: float = 30.0
     log_json: bool = False
@@ -92,7 +94,7 @@ async def _serve(run: Run, folder: Path, options: Options, tls: Tls | None) -> i
         beside = options.admin_port if options.admin_port is not None else options.port and options.port + 1
         office = stack.enter_context(contextlib.closing(_listen(options.admin_host, beside, "--admin-port")))
         aggregator = Aggregator(run, _publish_folder(run, folder, options), say)
-        app = make_app(aggregator, is_open=options.open)
+        app = make_app(aggregator, is_open=options.open, proxy=options.proxy)
         admin = make_admin(aggregator, app[DOOR], app[STOPPING])
         sides = [
             Side(app, listener, options.host, tls),
@@ -133,6 +135,8 @@ def check_exposure(options: Options) -> None:
             )
         if what == "--host" and options.open:
             raise UsageError("--open lets anybody in, so it is for this machine alone; use `covey enroll new`")
+    if options.proxy and not is_address(options.proxy):
+        raise UsageError(f"--proxy {options.proxy}: write the IP address that the proxy connects from")
 
 
 def _listen(host: str, port: int, option: str) -> socket.socket:

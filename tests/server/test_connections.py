@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from covey_server import connections
 from covey_server.app import RUNNER
 from covey_server.connections import Open, opened, too_many
-from tests.helpers_server import Served, call, served, signed_head, write_task
+from tests.helpers_server import Served, call, send, served, signed_head, write_task
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,20 @@ def test_the_newest_beyond_the_limits_go(who: list[str], most_of_one: int, most:
     if kept < most:
         assert all(c.who for c in closed)
     assert not too_many([Open("", transport)] * 20, 20, 1), "a reverse proxy is not counted by address"
+
+
+@pytest.mark.parametrize("proxy", ["127.0.0.1", ""])
+def test_strangers_behind_a_proxy_have_a_budget_each(proxy: str, tmp_path: Path) -> None:
+    """Only the proxy's own word counts, the last one: what a stranger writes himself changes nothing."""
+    with served(write_task(tmp_path), proxy=proxy) as server:
+
+        def ask(forwarded: str) -> int:
+            return send(server.url, "GET", "/v1/task", None, {"X-Forwarded-For": forwarded}).status
+
+        many = [ask(f"198.51.100.{i}, 203.0.113.1") for i in range(130)]
+        assert many.count(429) > 10, "however often he invents another address before his own"
+        assert ask("203.0.113.2") == (401 if proxy else 429)
+        assert ask("2001:db8::1") == (401 if proxy else 429)
 
 
 def test_idle_connections_of_one_address_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
