@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from federation import Method
 from plots import draw
-from report import put_table, write_report
+from report import put_table, read_rows, write_report
 from run import KEPT, Ledger, methods
-from tasks import TASKS
+from tasks import TASKS, Task
 
 DENSE = "dense-r16"
 SHARE = 0.99  # of dense LoRA's accuracy, the target that bytes are counted to
@@ -86,7 +86,9 @@ def summaries(ledger: Ledger, task: str) -> list[Summary]:
     """All methods that ran on a task, dense LoRA first."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for line in ledger.lines.values():
-        if line["task"] == task and not line["tuning"] and line["method"] in ledger.methods:
+        method = ledger.methods.get(line["method"])
+        counts = line["task"] == task and not line["tuning"] and method is not None
+        if counts and ledger.best(task, ledger.methods[line["method"]]) == tuple(line["rates"]):
             runs.setdefault(line["method"], []).append(line)
     if DENSE not in runs:
         return []
@@ -95,9 +97,11 @@ def summaries(ledger: Ledger, task: str) -> list[Summary]:
     return [summary(ledger.methods[name], runs[name], target) for name in order]
 
 
-def row(task: str, mine: Summary, dense: Summary) -> dict[str, Any]:
-    """A row of results/flasc.json."""
+def row(task: str, mine: Summary, dense: Summary, beside: float) -> dict[str, Any]:
+    """A row of results/flasc.json. `beside`: what a client's round takes on the socket beside bodies, in bytes."""
     total, base = mine.up + mine.down, dense.up + dense.down
+    more = beside * TASKS[task].cohort
+    on_socket = (base + more * dense.rounds) / (total + more * mine.rounds) if total == total else None
     ratio = base / total if total == total else None
     reached = dense.to_target / mine.to_target if dense.to_target and mine.to_target else None
     return {
@@ -108,7 +112,7 @@ def row(task: str, mine: Summary, dense: Summary) -> dict[str, Any]:
         "bytes_up": _short(mine.up), "bytes_down": _short(mine.down), "bytes_to_target": _short(mine.to_target),
         "target_ratio_fp32": _short(reached), "target_ratio_bf16": _short(reached and reached / 2),
         "total_ratio_fp32": _short(ratio), "total_ratio_bf16": _short(ratio and ratio / 2),
-        "equal_to_dense": equal(mine, dense) if mine.seeds else False,
+        "socket_ratio_fp32": _short(on_socket), "equal_to_dense": equal(mine, dense) if mine.seeds else False,
         "equal_loss": equal(mine, dense, "loss") if mine.seeds else False, "failed": mine.failed,
     }  # fmt: skip
 
@@ -149,34 +153,73 @@ def verdict(task: str, rows: Sequence[Mapping[str, Any]]) -> str:
     best = max(good, key=lambda r: r["total_ratio_fp32"], default=None)
     shown = f"{100 * dense['accuracy']:.1f} ± {100 * (dense['accuracy_sd'] or 0):.1f}"
     if best is None:
-        return f"| {task} | {shown} | none of three seeds is equal | | | |"
+        return f"| {task} | {shown} | no other of three seeds is equal | | | | |"
     mine = f"{100 * best['accuracy']:.1f} ± {100 * (best['accuracy_sd'] or 0):.1f}"
     loss = "yes" if best["equal_loss"] else "no"
     return (
         f"| {task} | {shown} | {best['title']} | {mine} | {best['total_ratio_fp32']:.0f} "
-        f"({best['total_ratio_bf16']:.0f}) | {loss} |"
+        f"({best['total_ratio_bf16']:.0f}) | {best['socket_ratio_fp32']:.0f} | {loss} |"
     )
 
 
 def main() -> None:
     ledger = Ledger(KEPT, methods())
+    http = read_rows("flasc/http")
+    beside = float(http[0]["beside_bodies_a_client_round"])
     rows: list[dict[str, Any]] = []
     verdicts = []
     for task in TASKS:
         found = summaries(ledger, task)
         if not found:
             continue
-        mine = [row(task, s, found[0]) for s in found]
+        mine = [row(task, s, found[0], beside) for s in found]
         rows += mine
         put_table("evidence.md", f"flasc {task}", table(mine))
         verdicts.append(verdict(task, mine))
         draw(task, mine, _curves(ledger, task))
     head = (
-        "| task | dense, rank 16 | frugal and equal, three seeds | accuracy | fewer bytes (bfloat16) | loss equal |",
-        "|---|---|---|---|---|---|",
+        "| task | dense, rank 16 | equal, three seeds | accuracy | fewer bytes (bf16) | with headers | loss equal |",
+        "|---|---|---|---|---|---|---|",
     )
     put_table("evidence.md", "flasc verdict", [*head, *verdicts])
+    put_table("evidence.md", "flasc settings", settings())
+    put_table("evidence.md", "flasc http", over_http(http))
     write_report("flasc", {"settings": {name: _setting(name) for name in TASKS}, "share": SHARE}, rows)
+
+
+def settings() -> list[str]:
+    """The tasks as a table."""
+    head = [
+        "| task | model | LoRA on | devices | a round | local steps | rounds | batch | tokens | watched, judged |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    return [*head, *map(_described, TASKS.values())]
+
+
+def _described(task: Task) -> str:
+    modules = (
+        "all linear layers" if task.target_modules == ("all-linear",) else "attention of the last two blocks, head"
+    )
+    cells = [
+        task.name, task.model, modules, task.clients, task.cohort, task.steps, task.rounds, task.batch_size,
+        task.seq_len if task.seq_len == task.test_len else f"{task.seq_len}, tested with {task.test_len}",
+        f"{task.watch}, {task.judge}",
+    ]  # fmt: skip
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def over_http(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What over_http.py saw."""
+    lines = [
+        "| method | devices | rounds | versions, same bits | bodies | on sockets | beside bodies, a device and round |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    return lines + [
+        f"| {r['method']} | {r['clients']} | {r['rounds']} | {r['versions']}, {'yes' if r['same_bits'] else 'NO'} | "
+        f"{r['body_bytes'] / 1e3:.0f} kB | {r['socket_bytes'] / 1e3:.0f} kB | "
+        f"{r['beside_bodies_a_client_round'] / 1e3:.1f} kB |"
+        for r in rows
+    ]
 
 
 def _setting(name: str) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class Ledger:
 
     def __init__(self, folder: Path, known: dict[str, Method]):
         self.folder, self.methods = folder, known
-        self.lines = dict[tuple[Any, ...], dict[str, Any]]()
+        self.lines: dict[tuple[Any, ...], dict[str, Any]] = {}
         for path in sorted(folder.glob("*.jsonl")):
             for text in path.read_text().splitlines():
                 line = json.loads(text)

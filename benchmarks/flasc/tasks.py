@@ -27,8 +27,9 @@ from covey_shared.bundle import Bundle
 # server.
 ADAMW = '[server]\noptimizer = "momentum"\nmomentum = 0.9\n[client]\noptimizer = "adamw"\n'
 FEDADAM = '[server]\noptimizer = "adam"\n[client]\noptimizer = "sgd"\nmomentum = 0.9\n'
-ADAMW_RATES = ((1e-3, 1.0), (3e-3, 1.0), (1e-2, 1.0))
+ADAMW_RATES = ((3e-4, 1.0), (1e-3, 1.0), (3e-3, 1.0))
 FEDADAM_RATES = ((0.1, 1e-3), (0.1, 2e-3), (0.1, 4e-3))
+FASTER_RATES = ((0.1, 2e-3), (0.1, 4e-3), (0.1, 8e-3))
 ATTENTION = ("query", "key", "value", "attention.output.dense")
 Ints = NDArray[np.int64]
 
@@ -70,7 +71,7 @@ TASKS = {
             "sst2", "MiniLM", 2, ATTENTION, 8, 16, 48, 200, 72, 2, 256, 872, FEDADAM, FEDADAM_RATES, 2, 20_000, every=8
         ),
         Task(
-            "newsgroups", "MiniLM", 20, ATTENTION, 8, 32, 32, 350, 72, 2, 320, 1600, FEDADAM, FEDADAM_RATES, 2, every=8
+            "newsgroups", "MiniLM", 20, ATTENTION, 8, 32, 32, 350, 72, 2, 320, 1600, FEDADAM, FASTER_RATES, 2, every=8
         ),
     )
 }
