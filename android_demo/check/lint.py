@@ -3,7 +3,8 @@
 python android_demo/check/lint.py
 
 Every text is translated with the same placeholders, used, and no text stands in a layout; every field has a label for a
-screen reader; every button and field is at least 48 dp high; dark colours are names that the light ones have.
+screen reader; every button and field is at least 48 dp high; dark colours are names that the light ones have. Every
+error that :core can tell a person has a sentence in each language.
 """
 
 import re
@@ -48,6 +49,26 @@ def unused() -> Iterator[str]:
                 yield f"the {kind} {name} is not used"
 
 
+def errors() -> Iterator[str]:
+    """Reasons of :core and refusals of the protocol without a sentence, and sentences without either."""
+    source = (MAIN.parents[2] / "core/src/main/kotlin/covey/core/Errors.kt").read_text()
+    listed = re.search(r"enum class Reason \{(.*?)\n\}", source, re.DOTALL)
+    reasons = set(
+        re.findall(r"\b[A-Z][A-Z_]+\b", re.sub(r"/\*\*.*?\*/", "", listed[1] if listed else "", flags=re.DOTALL))
+    )
+    told = (MAIN / "kotlin/covey/app/Sentences.kt").read_text()
+    codes = set(re.findall(r"^\| \d{3} \| `(\w+)`", (MAIN.parents[3] / "docs/protocol.md").read_text(), re.MULTILINE))
+    for language in ("values", "values-de"):
+        texts = named(f"{language}/strings.xml")
+        yield from (
+            f"{language} has no error_{r.lower()}" for r in reasons - {"REFUSED"} if f"error_{r.lower()}" not in texts
+        )
+    yield from (f"Sentences.kt does not know {r}" for r in reasons if f"Reason.{r} ->" not in told)
+    yield from (
+        f"the protocol has no refusal {c}" for c in set(re.findall(r'"(\w+)" to R.string.refused', told)) - codes
+    )
+
+
 def layouts() -> Iterator[str]:
     """Texts in layouts, fields without labels, and what is too small to touch."""
     styles = {
@@ -77,7 +98,7 @@ def night() -> Iterator[str]:
 
 def main() -> int:
     """Print what is wrong."""
-    wrong = [*translations(), *unused(), *layouts(), *night()]
+    wrong = [*translations(), *unused(), *errors(), *layouts(), *night()]
     for sentence in wrong:
         print(f"lint: {sentence}", file=sys.stderr)
     return 1 if wrong else 0

@@ -85,8 +85,9 @@ def rows_file() -> Json:
     spec = Tokenizer(kind="bytes", offset=3, vocab_size=259, pad_id=0, eos_id=1)
     manifest = Manifest(
         covey="0.1.0", model="m", revision="", licence="", architecture="", parameters=0,
-        task="sequence-classification", labels=("bad", "good"), batch_size=4, seq_len=16, rank=3, alpha=6.0, target_modules=("q",), precision="float32",
-        seed=0, layout=LAYOUT, tokenizer=spec, graphs={}, parity={}, minimum_client="0.1.0",
+        task="sequence-classification", labels=("bad", "good"), batch_size=4, seq_len=16, rank=3, alpha=6.0,
+        target_modules=("q",), precision="float32", seed=0, layout=LAYOUT, tokenizer=spec, graphs={}, parity={},
+        minimum_client="0.1.0",
     )  # fmt: skip
     documents = tuple(Document(f"line {i}", text, label) for i, (text, label) in enumerate(RECORDS, 1))
     examples = labelled_rows(documents, bytes_coder(spec), manifest)

@@ -15,20 +15,22 @@ import java.nio.FloatBuffer
  * give its gradient as an output. The file is mapped, so the frozen model is paged in and out by the system and counts
  * little against the app; buffers are made once. The only file that knows ExecuTorch.
  */
-class ExecuTorchTrainer(model: File, entries: Int, frozenEntries: Int, rows: Int, columns: Int) : LocalTrainer {
+class ExecuTorchTrainer(model: File, entries: Int, frozenEntries: Int, rows: Int, columns: Int, classes: Boolean = false) :
+    LocalTrainer {
     private val module = Module.load(model.path, Module.LOAD_MODE_MMAP)
     private val adapterData = Tensor.allocateFloatBuffer(entries)
     private val inputData = Tensor.allocateLongBuffer(rows * columns)
-    private val labelData = Tensor.allocateLongBuffer(rows * columns)
+    private val labelData = Tensor.allocateLongBuffer(if (classes) rows else rows * columns)
     private val secondData = if (frozenEntries > 0) Tensor.allocateFloatBuffer(frozenEntries) else null
     private val gradient = FloatArray(entries)
     private val inputs: Array<EValue>
 
     init {
         val shape = longArrayOf(rows.toLong(), columns.toLong())
+        val labels = if (classes) longArrayOf(rows.toLong()) else shape
         val adapter = EValue.from(Tensor.fromBlob(adapterData, longArrayOf(entries.toLong())))
         val frozen = secondData?.let { listOf(EValue.from(Tensor.fromBlob(it, longArrayOf(frozenEntries.toLong())))) }.orEmpty()
-        val batch = listOf(inputData, labelData).map { EValue.from(Tensor.fromBlob(it, shape)) }
+        val batch = listOf(inputData to shape, labelData to labels).map { (data, of) -> EValue.from(Tensor.fromBlob(data, of)) }
         inputs = (listOf(adapter) + frozen + batch).toTypedArray()
     }
 

@@ -57,7 +57,7 @@ class MainActivity : Activity() {
     }
 
     private fun pickText() {
-        val intent = Intent(Intent.ACTION_OPEN_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE).setType("text/*")
+        val intent = Intent(Intent.ACTION_OPEN_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE).setType("*/*") // labelled records are no text to most file managers
         startActivityForResult(intent, PICK)
     }
 
@@ -88,10 +88,11 @@ class MainActivity : Activity() {
         val invitation = try {
             Invitation.parse(written)
         } catch (error: CoveyException) {
-            return say(error.sentence)
+            return say(Sentences(this).of(error))
         }
         store.server = invitation.server
         store.code = invitation.code
+        store.typeRecovery(field(R.id.recovery).text.toString())
         store.paused = false
         button(R.id.join).isEnabled = false
         prepare()
@@ -187,6 +188,9 @@ class MainActivity : Activity() {
         text(R.id.loss_change).text = overview.change?.let { getString(R.string.loss_change, 100 * it) }.orEmpty()
         text(R.id.updates).text = overview.updates.toString()
         text(R.id.bytes_today).text = bytes(store.bytesToday)
+        val recovery = store.recoveryOrNull
+        text(R.id.recovery_line).visibility = if (recovery == null) View.GONE else View.VISIBLE
+        text(R.id.recovery_line).text = recovery?.let { getString(R.string.recovery_line, it) }.orEmpty()
         showAction(overview.phase)
     }
 

@@ -9,6 +9,7 @@ import covey.core.TakenException
 import covey.core.UnreachableException
 import covey.core.UsageException
 import covey.core.client.Backoff
+import covey.core.client.Backup
 import covey.core.client.Bundle
 import covey.core.client.BundleTrust
 import covey.core.client.Bundles
@@ -27,12 +28,13 @@ import covey.core.client.Signing
 import covey.core.client.SliceClock
 import covey.core.client.StateFolder
 import covey.core.client.Traffic
+import covey.core.client.Vault
 import covey.core.client.Wishes
+import covey.core.tokens.coderOf
 import covey.core.train.Dataset
-import covey.core.train.Examples
 import covey.core.train.LocalTrainer
-import covey.core.train.coderOf
-import covey.core.train.split
+import covey.core.train.datasetOf
+import covey.core.train.documentsOf
 import covey.core.wire.Task
 import java.security.SecureRandom
 
@@ -51,6 +53,7 @@ sealed interface SliceEnd {
  */
 class Session(private val context: Context, private val store: Store, private val show: (Overview) -> Unit) {
     private var overview = store.overview()
+    private val sentences = Sentences(context)
 
     /** Asks the server what there is to join, and the person whether the model may be downloaded. */
     fun prepare(): SliceEnd = guarded {
@@ -58,7 +61,7 @@ class Session(private val context: Context, private val store: Store, private va
         enroll(network, newName())
         val task = network.calls.task()
         val (manifest, _) = network.bundles.manifest(task)
-        requireByteLevel(manifest.tokenizer?.kind)
+        documentsOf(texts(), manifest) // the text is the likelier to be wrong: it is looked at before anything large comes
         update(overview.asking(network.bundles.cost(manifest, task)).copy(task = task.name, losses = emptyList(), updates = 0))
         store.agreed = ""
         SliceEnd.Rest
@@ -96,7 +99,7 @@ class Session(private val context: Context, private val store: Store, private va
     /** One slice of training, until it is stopped or its time is over. */
     fun slice(stopped: () -> Boolean): SliceEnd = guarded {
         stateWhenFree(stopped).use { folder ->
-            val remembered = folder.load(Client.CLIENT, ClientRecord) { update(overview.copy(sentence = it)) } ?: ClientRecord(newName())
+            val remembered = folder.load(Client.CLIENT, ClientRecord) { update(overview.copy(sentence = context.getString(R.string.state_damaged))) } ?: ClientRecord(newName())
             val network = open(remembered, SliceClock(SLICE_S, LONGEST_WAIT_S, stopped))
             try {
                 work(folder, remembered, network)
@@ -114,7 +117,7 @@ class Session(private val context: Context, private val store: Store, private va
             update(overview.asking(network.bundles.cost(manifest, task)).copy(task = task.name))
             return SliceEnd.Rest
         }
-        BundleTrust(folder) { update(overview.copy(sentence = it)) }.check(data, network.calls.signatures())
+        BundleTrust(folder) { update(overview.copy(sentence = context.getString(R.string.signer_note, it))) }.check(data, network.calls.signatures())
         val bundle = network.bundles.fetch(manifest, data) { done, total ->
             network.clock.sleep(0.0)
             if (done % REPORT_BYTES < 65_536 || done == total) update(overview.downloading(done, total))
@@ -124,9 +127,24 @@ class Session(private val context: Context, private val store: Store, private va
         trainer(bundle).use { trainer ->
             val device = Device(task, bundle, dataset(bundle), trainer, "executorch", Wishes(), EVAL_BATCHES)
             emit(joined(task, device.dataset, bundle))
-            Client(device, network.calls, folder, record, network.clock, ::emit).run()
+            val backup = if (device.ownSize > 0) Backup(network.calls, Vault(store.recovery(), name, VAULT)) else null
+            val restored = backup?.let { restoreOrKeep(it, device, record) } ?: record
+            val ended = Client(device, network.calls, folder, restored, network.clock, ::emit).run()
+            backup?.let { keep(it, ended) }
         }
         return SliceEnd.Rest
+    }
+
+    /** Own tensors of another phone, where there are none yet; else those of this one go to the server, once a round at most. */
+    private fun restoreOrKeep(backup: Backup, device: Device, record: ClientRecord): ClientRecord {
+        if (record.own.isNotEmpty()) keep(backup, record)
+        return if (store.recoveryTyped) backup.restore(device, record) else record
+    }
+
+    private fun keep(backup: Backup, record: ClientRecord) {
+        if (record.rounds == store.backedUp) return
+        backup.store(record)
+        store.backedUp = record.rounds
     }
 
     /** The name of this phone's key at the server. The code is forgotten once it is used. */
@@ -141,6 +159,7 @@ class Session(private val context: Context, private val store: Store, private va
         try {
             return ExecuTorchTrainer(
                 bundle.path("executorch", "model"), manifest.layout.size, manifest.frozen?.size ?: 0, manifest.batchSize, manifest.seqLen,
+                classes = manifest.labels.isNotEmpty(),
             )
         } catch (error: RuntimeException) { // the runtime's own errors
             throw BundleException(context.getString(R.string.runtime_failed, error.message.orEmpty().take(200)))
@@ -152,13 +171,12 @@ class Session(private val context: Context, private val store: Store, private va
     private fun dataset(bundle: Bundle): Dataset {
         val manifest = bundle.manifest
         val spec = manifest.tokenizer ?: throw BundleException(context.getString(R.string.runtime_failed, manifest.task))
-        val text = store.text() ?: throw UsageException(context.getString(R.string.text_gone))
-        return split(Examples.windows(coderOf(spec).document(text), manifest.seqLen, spec.padId), HOLDOUT)
+        return datasetOf(documentsOf(texts(), manifest), coderOf(spec, bundle.folder), manifest, HOLDOUT)
     }
 
-    private fun requireByteLevel(kind: String?) {
-        if (kind != "bytes") throw BundleException("this app trains byte-level language models; the task's model has the tokenizer '$kind'")
-    }
+    /** The text that the person chose, under a name that its errors have. */
+    private fun texts(): List<Pair<String, String>> =
+        listOf(context.getString(R.string.text_heading) to (store.text() ?: throw UsageException(context.getString(R.string.text_gone))))
 
     private inline fun guarded(work: () -> SliceEnd): SliceEnd = try {
         work()
@@ -166,17 +184,21 @@ class Session(private val context: Context, private val store: Store, private va
         update(overview.copy(phase = if (store.paused) Phase.PAUSED else if (stop.laterS > 0) Phase.WAITING else Phase.SCHEDULED))
         SliceEnd.Later(stop.laterS)
     } catch (error: UnreachableException) { // no network is no reason to give up
-        update(overview.failed(error.sentence))
+        update(overview.failed(sentences.of(error)))
         SliceEnd.Later(UNREACHABLE_S)
     } catch (error: CoveyException) {
-        update(overview.failed(error.sentence))
+        update(overview.failed(sentences.of(error)))
         SliceEnd.Rest
     } catch (_: OutOfMemoryError) {
         update(overview.failed(context.getString(R.string.memory_gone)))
         SliceEnd.Rest
     }
 
-    private fun emit(event: ClientEvent) = update(overview.after(event))
+    private fun emit(event: ClientEvent) = when (event) {
+        is ClientEvent.Notice -> Unit // for logs
+        is ClientEvent.Refused -> update(overview.copy(sentence = sentences.refused(event.code, event.sentence)))
+        else -> update(overview.after(event))
+    }
 
     private fun update(next: Overview) {
         if (store.server.isEmpty()) return // the person has left in the meantime
@@ -192,7 +214,7 @@ class Session(private val context: Context, private val store: Store, private va
     private fun open(record: ClientRecord, clock: Clock): Network {
         val traffic = Traffic(HashMap(record.sent), HashMap(record.received))
         val http = SignedHttp(PlatformHttp(store.server), Signing(KeystoreKey()), store.server)
-        val network = Retrying(http, store.server, clock, traffic) { update(overview.copy(sentence = it)) }
+        val network = Retrying(http, store.server, clock, traffic) { update(overview.copy(sentence = context.getString(R.string.trying_again, store.server))) }
         network.backoff = Backoff(patienceS = PATIENCE_S)
         val calls = Calls(network, store.server)
         return Network(calls, Bundles(calls, http, store.bundles, "executorch"), clock)
@@ -207,6 +229,7 @@ class Session(private val context: Context, private val store: Store, private va
         private const val HOLDOUT = 0.2
         private const val EVAL_BATCHES = 16
         private const val REPORT_BYTES = 1L shl 20
+        private const val VAULT = "phone" // the recovery code alone says whose a vault is
 
         private fun newName(): String = "phone-" + ByteArray(4).also(SecureRandom()::nextBytes).joinToString("") { "%02x".format(it) }
 

@@ -31,6 +31,31 @@ class Store(private val context: Context) {
         get() = settings.getString("agreed", "").orEmpty()
         set(value) = settings.edit().putString("agreed", value).apply()
 
+    /** The rounds that the backup at the server knows of. */
+    var backedUp: Int
+        get() = settings.getInt("backed_up", -1)
+        set(value) = settings.edit().putInt("backed_up", value).apply()
+
+    /** Whether the recovery code is another phone's. */
+    val recoveryTyped: Boolean get() = settings.getBoolean("recovery_typed", false)
+
+    /** The recovery code, where there is one already. */
+    val recoveryOrNull: String? get() = settings.getString("recovery", null)
+
+    /** What opens this phone's backup: 100 random bits, made when they are first needed. */
+    fun recovery(): String = recoveryOrNull ?: newCode().also { settings.edit().putString("recovery", it).apply() }
+
+    /** The code of another phone, as it was typed; an empty one is none. */
+    fun typeRecovery(text: String) {
+        val code = text.uppercase().filter { it in CODE_LETTERS }.chunked(5).joinToString("-")
+        if (code.isNotEmpty()) settings.edit().putString("recovery", code).putBoolean("recovery_typed", true).apply()
+    }
+
+    private fun newCode(): String {
+        val random = java.security.SecureRandom()
+        return List(20) { CODE_LETTERS[random.nextInt(CODE_LETTERS.length)] }.joinToString("").chunked(5).joinToString("-")
+    }
+
     var paused: Boolean
         get() = settings.getBoolean("paused", false)
         set(value) = settings.edit().putBoolean("paused", value).apply()
@@ -100,6 +125,7 @@ class Store(private val context: Context) {
     companion object {
         /** The longest text that is taken. */
         const val MAX_TEXT_MB = 32
+        private const val CODE_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789" // none that look alike
         private const val TEXT = "text.txt"
         private const val OVERVIEW = "overview"
 

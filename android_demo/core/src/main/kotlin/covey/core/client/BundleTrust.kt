@@ -1,6 +1,8 @@
 package covey.core.client
 
 import covey.core.BundleException
+import covey.core.Reason
+import covey.core.because
 import covey.core.wire.Form
 import covey.core.wire.Kind
 import covey.core.wire.Message
@@ -40,14 +42,14 @@ class BundleTrust(private val folder: StateFolder, private val notice: (String) 
             throw BundleException(
                 "the bundle is not signed by the key that this device has trusted since it first saw it: ask who exported it, " +
                     "and if that key did change, leave the task and join again",
-            )
+            ).because(Reason.BUNDLE_SIGNATURE)
         }
     }
 
     private fun first(manifest: ByteArray, lines: List<Pair<String, ByteArray>>) {
         val results = lines.map { (key, signature) -> key to verified(key, manifest, signature) }
         results.firstOrNull { it.second == false }?.let {
-            throw BundleException("the bundle's signature by ${it.first} does not hold: do not use this bundle")
+            throw BundleException("the bundle's signature by ${it.first} does not hold: do not use this bundle").because(Reason.BUNDLE_SIGNATURE)
         }
         val known = results.filter { it.second == true }.map { it.first }
         if (known.isEmpty()) {

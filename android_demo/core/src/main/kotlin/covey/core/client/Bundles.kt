@@ -1,8 +1,10 @@
 package covey.core.client
 
 import covey.core.BundleException
+import covey.core.Reason
 import covey.core.RefusedException
 import covey.core.UsageException
+import covey.core.because
 import covey.core.model.BundleFile
 import covey.core.model.Manifest
 import covey.core.model.floatsOf
@@ -45,14 +47,14 @@ class Bundles(private val calls: Calls, private val http: Http, private val cach
             throw BundleException(
                 "the server's manifest is not the one of bundle ${task.bundle.take(12)} that its task names; " +
                     "something between changed it, or the server's bundle was replaced",
-            )
+            ).because(Reason.BUNDLE_CHANGED)
         }
         val manifest = Manifest.fromBytes(data)
         if (manifest.layout.digest != task.layout) {
             throw BundleException("the bundle's layout is ${manifest.layout.digest.take(12)}, the task's is ${task.layout.take(12)}")
         }
         if (newer(manifest.minimumClient, CLIENT_VERSION)) {
-            throw BundleException("the bundle needs version ${manifest.minimumClient} of the client, this is $CLIENT_VERSION: update the app")
+            throw BundleException("the bundle needs version ${manifest.minimumClient} of the client, this is $CLIENT_VERSION: update the app").because(Reason.BUNDLE_NEWER, manifest.minimumClient)
         }
         manifest.requireListed(target)
         return manifest to data
@@ -68,14 +70,14 @@ class Bundles(private val calls: Calls, private val http: Http, private val cach
     /** The bundle, every file's digest checked; [report] hears the bytes that are there and those in all. */
     fun fetch(manifest: Manifest, data: ByteArray, report: (Long, Long) -> Unit): Bundle {
         val folder = File(cache, sha256(data))
-        if (!folder.isDirectory && !folder.mkdirs()) throw UsageException("$folder cannot be made: is there space left?")
+        if (!folder.isDirectory && !folder.mkdirs()) throw UsageException("$folder cannot be made: is there space left?").because(Reason.DISK, folder.name)
         File(folder, "manifest.json").writeBytes(data)
         val absent = manifest.filesFor(target).filterNot { (path, file) -> intact(File(folder, path), file) }
         val total = absent.values.sumOf { it.bytes }
         if (total > folder.usableSpace) {
             throw UsageException(
                 "the model needs ${total / 1_000_000} MB, ${folder.usableSpace / 1_000_000} MB are free: free some space and try again",
-            )
+            ).because(Reason.SPACE, total / 1_000_000, folder.usableSpace / 1_000_000)
         }
         var before = 0L
         for ((path, file) in absent) {
@@ -99,10 +101,10 @@ class Bundles(private val calls: Calls, private val http: Http, private val cach
             throw BundleException(
                 "${path.name} came with another digest than the bundle's manifest states; it was thrown away: try again, " +
                     "and if it stays so, the server's bundle is damaged",
-            )
+            ).because(Reason.BUNDLE_DIGEST, path.name)
         }
         RandomAccessFile(part, "rw").use { it.fd.sync() }
-        if (!part.renameTo(path)) throw UsageException("${path.name} cannot be put in its place")
+        if (!part.renameTo(path)) throw UsageException("${path.name} cannot be put in its place").because(Reason.DISK, path.name)
     }
 
     private fun download(file: BundleFile, part: File, report: (Long) -> Unit) {

@@ -1,9 +1,11 @@
 package covey.core.client
 
 import covey.core.MessageException
+import covey.core.Reason
 import covey.core.RefusedException
 import covey.core.ServerException
 import covey.core.UsageException
+import covey.core.because
 import covey.core.model.Layout
 import covey.core.model.Manifest
 import covey.core.wire.Adapter
@@ -28,12 +30,12 @@ class Calls(val network: Retrying, val url: String) {
     fun enroll(wish: String, code: String): String {
         val hello = read(Hello, network.exchange(Request("GET", "/v1/hello", signed = false)))
         if (hello.protocol != PROTOCOL) {
-            throw UsageException("the server speaks protocol ${hello.protocol}, this client $PROTOCOL: update the older one")
+            throw UsageException("the server speaks protocol ${hello.protocol}, this client $PROTOCOL: update the older one").because(Reason.OTHER_VERSION, url)
         }
         val answer = try {
             network.exchange(Request("POST", "/v1/enroll", Enroll(wish, code).toBytes()))
         } catch (error: RefusedException) {
-            throw UsageException("$url: ${error.sentence}")
+            throw UsageException("$url: ${error.sentence}").because(Reason.REFUSED, error.code, error.sentence)
         }
         return read(Enrolled, answer).client
     }
@@ -93,7 +95,7 @@ class Calls(val network: Retrying, val url: String) {
         internal fun <M : Message> read(form: Form<M>, data: ByteArray, url: String): M = try {
             form.fromBytes(data)
         } catch (error: MessageException) {
-            throw ServerException("$url is not a Covey server of this version: ${error.sentence}")
+            throw ServerException("$url is not a Covey server of this version: ${error.sentence}").because(Reason.NOT_A_SERVER, url)
         }
 
         /** The counters of [Traffic] that people ask for. */

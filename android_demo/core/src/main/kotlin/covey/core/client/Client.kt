@@ -3,10 +3,12 @@ package covey.core.client
 import covey.core.CoveyException
 import covey.core.MessageException
 import covey.core.PayloadException
+import covey.core.Reason
 import covey.core.RefusedException
 import covey.core.ServerException
 import covey.core.StoppedException
 import covey.core.UsageException
+import covey.core.because
 import covey.core.model.Prng
 import covey.core.model.at
 import covey.core.model.floatsOf
@@ -37,7 +39,7 @@ sealed interface ClientEvent {
     data class Stepped(val round: Int, val step: Int, val steps: Int, val loss: Double) : ClientEvent
     data class Trained(val round: Int, val lossBefore: Double, val lossAfter: Double, val bytes: Int) : ClientEvent
     data class Uploaded(val round: Int, val bytes: Int, val status: String) : ClientEvent
-    data class Refused(val round: Int, val sentence: String) : ClientEvent
+    data class Refused(val round: Int, val sentence: String, val code: String = "") : ClientEvent
     data class Waiting(val seconds: Double) : ClientEvent
     data class Notice(val sentence: String) : ClientEvent
     data class Finished(val rounds: Int, val lossBefore: Double?, val lossAfter: Double?) : ClientEvent
@@ -263,7 +265,7 @@ class Client(
             throw UsageException(
                 "the update has ${body.size} bytes, the server takes at most ${task.maxUploadBytes}: its operator has to " +
                     "raise the limit or choose a smaller codec",
-            )
+            ).because(Reason.UPDATE_SIZE, body.size, task.maxUploadBytes)
         }
         return Pending(assignment.round, assignment.attempt, assignment.version, body, name, after) to memory
     }
@@ -289,7 +291,7 @@ class Client(
 
     /** Note a refusal and pause; too many in a row are the end. */
     private fun refused(error: RefusedException, round: Int): RoundEvent {
-        emit(ClientEvent.Refused(round, error.sentence))
+        emit(ClientEvent.Refused(round, error.sentence, error.code))
         if (error.status == 401 || error.status == 403 || ++refusals >= MAX_REFUSALS) throw error
         clock.sleep(calls.network.backoff.delay(refusals, clock.draw()))
         return RoundEvent.Dropped

@@ -1,7 +1,9 @@
 package covey.core.client
 
+import covey.core.Reason
 import covey.core.ServerException
 import covey.core.UsageException
+import covey.core.because
 import java.io.InputStream
 import java.net.HttpURLConnection
 import java.net.URI
@@ -138,6 +140,6 @@ fun serverUrl(text: String): String {
     }
     val usable = parts != null && parts.scheme in setOf("http", "https") && !parts.host.isNullOrEmpty() &&
         parts.rawQuery == null && parts.rawFragment == null && parts.rawUserInfo == null
-    if (!usable) throw UsageException("'${text.take(80)}' is not a server's address: write https://HOST or http://HOST:PORT")
+    if (!usable) throw UsageException("'${text.take(80)}' is not a server's address: write https://HOST or http://HOST:PORT").because(Reason.ADDRESS, text.take(80))
     return text.trim().trimEnd('/')
 }

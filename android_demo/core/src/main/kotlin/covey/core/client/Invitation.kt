@@ -1,6 +1,8 @@
 package covey.core.client
 
+import covey.core.Reason
 import covey.core.UsageException
+import covey.core.because
 
 /**
  * What a person types, taps or scans to join: a server, and a one-time code where the server asks for one. Taken are the
@@ -18,13 +20,13 @@ data class Invitation(val server: String, val code: String) {
                 '#' in trimmed -> trimmed.substringBefore('#') to trimmed.substringAfter('#')
                 else -> fromWords(trimmed)
             }
-            if (code.isNotEmpty() && !CODE.matches(code)) throw UsageException("'${code.take(40)}' is no invitation code")
+            if (code.isNotEmpty() && !CODE.matches(code)) throw UsageException("'${code.take(40)}' is no invitation code").because(Reason.CODE, code.take(40))
             return Invitation(serverUrl(server), code)
         }
 
         private fun fromWords(text: String): Pair<String, String> {
             val words = text.split(Regex("\\s+"))
-            if (words.size > 2) throw UsageException("an invitation is a server's address and a code")
+            if (words.size > 2) throw UsageException("an invitation is a server's address and a code").because(Reason.INVITATION)
             return words[0] to words.getOrElse(1) { "" }
         }
 
@@ -32,7 +34,7 @@ data class Invitation(val server: String, val code: String) {
             val query = link.substringAfter('?', "").split('&').associate {
                 it.substringBefore('=') to java.net.URLDecoder.decode(it.substringAfter('=', ""), "UTF-8")
             }
-            return (query["server"] ?: throw UsageException("the link names no server")) to query["code"].orEmpty()
+            return (query["server"] ?: throw UsageException("the link names no server").because(Reason.INVITATION)) to query["code"].orEmpty()
         }
     }
 }

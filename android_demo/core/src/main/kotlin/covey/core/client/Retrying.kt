@@ -1,9 +1,11 @@
 package covey.core.client
 
 import covey.core.MessageException
+import covey.core.Reason
 import covey.core.RefusedException
 import covey.core.ServerException
 import covey.core.UnreachableException
+import covey.core.because
 import covey.core.wire.Refusal
 import java.io.IOException
 import java.text.ParseException
@@ -84,7 +86,7 @@ class Retrying(
                 if (++stale % STALE_TRIES != 0) continue
                 Busy(error.message.orEmpty(), 0.0)
             } catch (error: SSLException) { // a certificate that is wrong now is wrong in a minute
-                throw ServerException("the TLS connection to $url is not trusted: ${error.message}")
+                throw ServerException("the TLS connection to $url is not trusted: ${error.message}").because(Reason.NOT_TRUSTED, url)
             } catch (error: IOException) {
                 Busy(error.message ?: error.javaClass.simpleName, 0.0)
             } catch (error: Busy) {
@@ -94,7 +96,7 @@ class Retrying(
             val delay = backoff.delay(tries, clock.draw(), failure.retryAfterS)
             val patience = backoff.patienceS
             if (patience != null && clock.seconds() - started + delay > patience) {
-                throw UnreachableException("no Covey server answers at $url (${failure.message}): is the network there, and `covey serve` running?")
+                throw UnreachableException("no Covey server answers at $url (${failure.message}): is the network there, and `covey serve` running?").because(Reason.UNREACHABLE, url)
             }
             if (tries++ == 0) notice("$url does not answer (${failure.message}); trying again")
             clock.sleep(delay)
@@ -115,7 +117,7 @@ class Retrying(
         }
         if (refusal.code == "stale_nonce") return Stale(sentence)
         if (sentence.isNotEmpty()) return RefusedException(sentence, answer.status, refusal.code.take(64))
-        return RefusedException("$url is not a Covey server: it answers ${answer.status}", answer.status, "")
+        return RefusedException("$url is not a Covey server: it answers ${answer.status}", answer.status, "").because(Reason.NOT_A_SERVER, url)
     }
 
     companion object {

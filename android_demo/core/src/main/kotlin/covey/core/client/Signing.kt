@@ -1,7 +1,9 @@
 package covey.core.client
 
 import covey.core.MessageException
+import covey.core.Reason
 import covey.core.ServerException
+import covey.core.because
 import covey.core.wire.Hello
 import java.io.InputStream
 import java.security.MessageDigest
@@ -92,7 +94,7 @@ class SignedHttp(private val http: Http, private val signing: Signing, private v
         try {
             return Hello.fromBytes(answer.body).nonce
         } catch (error: MessageException) {
-            throw ServerException("$url is not a Covey server of this version: ${error.sentence}")
+            throw ServerException("$url is not a Covey server of this version: ${error.sentence}").because(Reason.NOT_A_SERVER, url)
         }
     }
 

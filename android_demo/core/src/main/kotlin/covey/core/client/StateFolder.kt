@@ -1,8 +1,10 @@
 package covey.core.client
 
 import covey.core.MessageException
+import covey.core.Reason
 import covey.core.TakenException
 import covey.core.UsageException
+import covey.core.because
 import covey.core.wire.Form
 import covey.core.wire.Message
 import java.io.Closeable
@@ -27,7 +29,7 @@ class StateFolder private constructor(val folder: File, private val lock: Random
         val data = if (file.isFile) file.readBytes() else return null
         val ours = data.size >= HEADER && data.copyOf(MAGIC.size).contentEquals(MAGIC)
         if (ours && data[MAGIC.size] > FORMAT) {
-            throw UsageException("$name was written by a newer version of this app: update it, or leave the task and join again")
+            throw UsageException("$name was written by a newer version of this app: update it, or leave the task and join again").because(Reason.STATE_NEWER)
         }
         try {
             val body = data.copyOfRange(minOf(HEADER, data.size), data.size)
@@ -67,7 +69,7 @@ class StateFolder private constructor(val folder: File, private val lock: Random
             throw UsageException(
                 "$name cannot be written (${data.size} bytes: ${error.message}): what was saved before is kept; free some " +
                     "space and go on",
-            )
+            ).because(Reason.DISK, name)
         }
     }
 

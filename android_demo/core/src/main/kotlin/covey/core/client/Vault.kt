@@ -1,7 +1,9 @@
 package covey.core.client
 
+import covey.core.Reason
 import covey.core.ServerException
 import covey.core.UsageException
+import covey.core.because
 import covey.core.model.hex
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
@@ -23,7 +25,7 @@ class Kept(val content: ByteArray, val sequence: Long)
 class Vault(private val passphrase: String, private val task: String, private val client: String) {
     init {
         val count = passphrase.codePointCount(0, passphrase.length)
-        if (count < SHORTEST) throw UsageException("the vault's passphrase has $count characters; use at least $SHORTEST")
+        if (count < SHORTEST) throw UsageException("the vault's passphrase has $count characters; use at least $SHORTEST").because(Reason.PASSPHRASE)
     }
 
     private val names: ByteArray
@@ -60,7 +62,7 @@ class Vault(private val passphrase: String, private val task: String, private va
         val wrapping = derive(part(18, 16), n, r, p)
         val key = gcm(Cipher.DECRYPT_MODE, wrapping, part(34, 12), part(46, 48), MAGIC + part(6, 12) + names)
         val plain = key?.let { gcm(Cipher.DECRYPT_MODE, it, part(PREFIX, 12), sealed.copyOfRange(PREFIX + 12, sealed.size), part(0, PREFIX) + names) }
-            ?: throw ServerException("the vault does not open: the passphrase is another, or it belongs to another device or task, or it was damaged")
+            ?: throw ServerException("the vault does not open: the passphrase is another, or it belongs to another device or task, or it was damaged").because(Reason.VAULT)
         return unpadded(plain)
     }
 

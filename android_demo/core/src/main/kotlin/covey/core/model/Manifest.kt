@@ -2,6 +2,8 @@ package covey.core.model
 
 import covey.core.BundleException
 import covey.core.LayoutException
+import covey.core.Reason
+import covey.core.because
 
 /** One file of a bundle; [targets] names the runtimes that need it, none means that every device does. */
 data class BundleFile(val sha256: String, val bytes: Long, val targets: List<String>)
@@ -37,7 +39,7 @@ class Manifest(
             throw BundleException(
                 "the bundle was exported for ${graphs.keys.sorted().joinToString()}, not for $target; " +
                     "export it with --targets $target",
-            )
+            ).because(Reason.BUNDLE_TARGET, graphs.keys.sorted().joinToString())
         }
         return files.filterValues { it.targets.isEmpty() || target in it.targets }
     }
@@ -79,7 +81,7 @@ class Manifest(
 
         private fun read(root: Node): Manifest {
             val format = root.whole("format", 0..Long.MAX_VALUE)
-            if (format != FORMAT) throw BundleException("the bundle has format $format, this client reads format $FORMAT: update the older one")
+            if (format != FORMAT) throw BundleException("the bundle has format $format, this client reads format $FORMAT: update the older one").because(Reason.BUNDLE_NEWER, "$format")
             val layout = Layout.fromJson(root.value("layout"))
             if (layout.digest != root.text("layout_digest")) {
                 throw BundleException("the manifest's layout does not have the digest that the manifest states")

@@ -1,6 +1,8 @@
 package covey.core.tokens
 
 import covey.core.BundleException
+import covey.core.Reason
+import covey.core.because
 
 /** One component of a `tokenizer.json`: [role] is where it stands, `normalizer` say, and [fields] what it holds. */
 internal class Component(val role: String, private val fields: Map<*, *>) {
@@ -38,7 +40,7 @@ internal class Component(val role: String, private val fields: Map<*, *>) {
     fun unsupported(what: String = type): Nothing = throw BundleException(
         "the model's tokenizer has the $role $what, which this app does not know: serve a model with another tokenizer, " +
             "or give the app a Coder for this one",
-    )
+    ).because(Reason.TOKENIZER, "$role $what")
 
     /** Refuses what is no tokenizer. */
     fun damaged(name: String): Nothing = throw BundleException("the model's tokenizer is damaged: '$name' of its $role does not hold what it should")

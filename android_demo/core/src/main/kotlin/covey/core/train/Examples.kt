@@ -1,6 +1,8 @@
 package covey.core.train
 
+import covey.core.Reason
 import covey.core.UsageException
+import covey.core.because
 import covey.core.model.Prng
 
 /**
@@ -67,7 +69,7 @@ fun splitRows(examples: Examples, share: Double, unit: String): Dataset = parts(
 private fun parts(examples: Examples, where: Pair<IntArray, IntArray>, unit: String): Dataset {
     val (train, heldout) = where
     if (train.isEmpty() || heldout.isEmpty()) {
-        throw UsageException("too little data: it makes ${examples.count} $unit, and at least 2 are needed, one of them held out")
+        throw UsageException("too little data: it makes ${examples.count} $unit, and at least 2 are needed, one of them held out").because(Reason.DATA_SMALL, examples.count)
     }
     return Dataset(examples.take(train), examples.take(heldout))
 }

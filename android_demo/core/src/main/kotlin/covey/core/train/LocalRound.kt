@@ -1,6 +1,8 @@
 package covey.core.train
 
+import covey.core.Reason
 import covey.core.TrainingException
+import covey.core.because
 import covey.core.model.Prng
 import covey.core.wire.LocalConfig
 
@@ -54,7 +56,7 @@ class LocalRound(
             throw TrainingException(
                 "the training loss became ${result.loss} at step ${progress.step + 1} of ${config.steps}; nothing of this " +
                     "round is uploaded: the task needs a smaller learning_rate or a clip_norm",
-            )
+            ).because(Reason.LOSS, progress.step + 1)
         }
         clip(result.gradient, config.clipNorm)
         val state = optimizer.update(progress.adapter, result.gradient, progress.optimizer)

@@ -1,7 +1,9 @@
 package covey.core.train
 
 import covey.core.BundleException
+import covey.core.Reason
 import covey.core.UsageException
+import covey.core.because
 import covey.core.model.Json
 import covey.core.model.Manifest
 import covey.core.tokens.Coder
@@ -18,9 +20,9 @@ fun documentsOf(texts: List<Pair<String, String>>, manifest: Manifest): List<Doc
     val documents = when (manifest.task) {
         "causal-lm" -> texts.map { (name, text) -> Document(name, text) }.filter { it.text.isNotBlank() }
         "sequence-classification" -> texts.flatMap { (name, text) -> records(name, text) }
-        else -> throw BundleException("the task is ${manifest.task.take(40)}, and this app trains on text alone")
+        else -> throw BundleException("the task is ${manifest.task.take(40)}, and this app trains on text alone").because(Reason.TASK_KIND, manifest.task.take(40))
     }
-    if (documents.isEmpty()) throw UsageException("there is no text to learn from")
+    if (documents.isEmpty()) throw UsageException("there is no text to learn from").because(Reason.DATA_NONE)
     if (manifest.task != "causal-lm") documents.forEach { classOf(it, manifest.labels) }
     return documents
 }
@@ -44,7 +46,7 @@ internal fun classOf(document: Document, labels: List<String>): Int {
     val number = label as? Long ?: (label as String).trim().takeIf { t -> t.isNotEmpty() && t.all { it in '0'..'9' } }?.toLongOrNull() ?: -1
     if (named < 0 && number !in labels.indices) {
         val known = labels.take(6).joinToString() + if (labels.size > 6) ", ..." else ""
-        throw UsageException("${document.name} has the label '${"$label".take(40)}', this task has the classes 0 to ${labels.size - 1} ($known)")
+        throw UsageException("${document.name} has the label '${"$label".take(40)}', this task has the classes 0 to ${labels.size - 1} ($known)").because(Reason.DATA_LABEL, document.name, "$label".take(40), known)
     }
     return if (named >= 0) named else number.toInt()
 }
@@ -58,8 +60,8 @@ private fun record(where: String, line: String): Document {
     } catch (_: BundleException) {
         null
     }
-    val fields = json as? Map<*, *> ?: throw UsageException("$where is no JSON object: this task learns from lines like {\"text\": \"...\", \"label\": \"...\"}")
-    val text = fields["text"] as? String ?: throw UsageException("$where has no text in 'text'")
-    val label = fields["label"].takeIf { it is String || it is Long } ?: throw UsageException("$where has no label in 'label', expected a number or a name")
+    val fields = json as? Map<*, *> ?: throw UsageException("$where is no JSON object: this task learns from lines like {\"text\": \"...\", \"label\": \"...\"}").because(Reason.DATA_RECORD, where)
+    val text = fields["text"] as? String ?: throw UsageException("$where has no text in 'text'").because(Reason.DATA_RECORD, where)
+    val label = fields["label"].takeIf { it is String || it is Long } ?: throw UsageException("$where has no label in 'label', expected a number or a name").because(Reason.DATA_RECORD, where)
     return Document(where, text, label)
 }

@@ -69,13 +69,13 @@ private fun join(url: String, options: Map<String, String>) {
         PipeTrainer(option("python"), File(option("trainer")), bundle.folder).use { trainer ->
             say(ClientEvent.Joined(task.name, manifest.model, dataset.train.count, dataset.heldout.count))
             val device = Device(
-                task, bundle, dataset, trainer, RUNTIME, Wishes(), options["eval-batches"]?.toInt() ?: 16,
+                task, bundle, dataset, trainer, RUNTIME, Wishes(once = "once" in options), options["eval-batches"]?.toInt() ?: 16,
             )
             val backup = options["passphrase"]?.let { Backup(calls, Vault(it, name, options["vault-name"] ?: client)) }
             val own = backup?.restore(device, record) ?: record
             if (own !== record) say(ClientEvent.Notice("the own tensors are those of the vault"))
             val after = Client(device, calls, folder, own, SystemClock, ::say).run()
-            backup?.store(after)
+            if (backup != null) { backup.store(after); println("vault $name") }
         }
     }
 }
