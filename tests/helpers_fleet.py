@@ -49,7 +49,7 @@ def bigram_bundle(folder: Path, more: Mapping[str, bytes] = {}, **changes: objec
 
 async def take_part(
     url: str, name: str, folder: Path, bundle: Bundle, *, rank: int = 0, trainer: Trainer | None = None, text: str = "",
-    once: bool = False, dataset: Dataset | None = None,
+    once: bool = False, dataset: Dataset | None = None, tier: str = "",
 ) -> Ended:  # fmt: skip
     """One device until the task is done, going on from what its folder remembers."""
     log: list[dict[str, Any]] = []
@@ -60,7 +60,7 @@ async def take_part(
         async with connect(url, open_key(state.path), Traffic()) as transport:
             transport.backoff = Backoff(0.01, 0.05)
             assert await calls.enroll(transport, name, "") == name
-            task = await calls.get_task(transport)
+            task = await calls.get_task(transport, tier)
             device = Device(
                 task, bundle, dataset, trainer or BigramTrainer(), "onnx", Wishes(1, once), 4, 0.0, rank
             )  # fmt: skip

@@ -63,7 +63,8 @@ class Aggregator:
         self._progress = progress
         self._cache = downloads.Cache(limit=max(2**26, 16 * run.layout.size))
         self._decoding = asyncio.Semaphore(1)  # memory: one decoded update at a time
-        self._is_soon = max(codec.max_entries for codec in run.divided.uploads.values()) <= SOON_ENTRIES
+        every = (run.divided.uploads, *run.divided.tiers.values())
+        self._is_soon = max(codec.max_entries for codecs in every for codec in codecs.values()) <= SOON_ENTRIES
         self._tasks: set[asyncio.Task[None]] = set()
         self.state, decisions = run.machine.resumed(time.monotonic())
         self._start(self._publish(self.server.version, self.server.view))
@@ -71,9 +72,15 @@ class Aggregator:
 
     # What devices ask.
 
-    def task(self) -> Task:
-        """GET /v1/task."""
+    def task(self, tier: str = "") -> Task:
+        """GET /v1/task, for a device of a tier, or of none."""
         run, state = self.run, self.state
+        if tier and tier not in run.divided.tiers:
+            have = ", ".join(run.divided.tiers) or "none"
+            raise Refused(
+                "bad_message", f"the task has no tier {tier!r}, it has {have}; join with one of these, or without"
+            )
+        codecs = run.divided.tiers[tier] if tier else run.divided.uploads
         return Task(
             protocol=PROTOCOL,
             name=run.task.task.name,
@@ -85,7 +92,7 @@ class Aggregator:
             round=min(state.round, self.last),
             version=state.version,
             state="done" if state.phase == engine.DONE else "running",
-            upload_codec=run.upload.spec,
+            upload_codec=next(iter(codecs.values())).spec,
             local=run.task.client.config(),
             max_upload_bytes=max_upload_bytes(run.upload),
             sharing=run.divided.division.sharing,
@@ -181,11 +188,12 @@ class Aggregator:
         store looks again.
         """
         run = self.run
-        update = read_update(body, round_, client, run.divided.allowed(round_), run.upload.spec)
+        update = read_update(body, round_, client, run.divided.allowed(round_), run.divided.codecs)
         refused = run.machine.admits(self.state, client, round_, update.version)
         decoded = None
         if refused is None:
-            entries = read_entries(update, run.divided.uploads[update.layout], run.task.round.max_norm)
+            codec = run.divided.upload(update.layout, update.codec)
+            entries = read_entries(update, codec, run.task.round.max_norm)
             decoded = Decoded(entries, update.layout)
         row = store.UpdateRow(
             round_, client, sha256, len(body), update.examples, update.steps,

@@ -4,6 +4,7 @@ Strategies fold vectors of the whole *space* (see `covey_shared.sharing`). Devic
 layout of its own, and download another part. This is where one becomes the other. Pure, but for the bundle's start.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,7 +27,8 @@ from covey_shared.sharing import PERSONAL, Division, fresh_seed
 class Divided:
     """A task's division with what the server needs of it. `start` float32 [n] is the adapter's, from the seed.
 
-    `uploads`: the codec of every layout that an update may have, by the layout's digest.
+    `uploads`: the codec of every layout that an update may have, by the layout's digest; `tiers` the same for each tier
+    of devices that has a codec of its own, by its name.
     """
 
     division: Division
@@ -35,6 +37,7 @@ class Divided:
     start: Vector
     layouts: dict[str, Layout]
     uploads: dict[str, Codec]
+    tiers: dict[str, dict[str, Codec]]
     _places: dict[tuple[str, int], NDArray[np.int64]] = field(default_factory=dict)
     _allowed: dict[int, set[str]] = field(default_factory=dict)
 
@@ -42,6 +45,16 @@ class Divided:
     def plain(self) -> bool:
         """Whether everything travels, so that all layouts are the adapter's."""
         return self.division.sharing == PLAIN
+
+    @property
+    def codecs(self) -> tuple[Spec, ...]:
+        """Every codec that an update may have, the task's own first."""
+        return tuple(next(iter(codecs.values())).spec for codecs in (self.uploads, *self.tiers.values()))
+
+    def upload(self, layout: str, codec: Spec) -> Codec:
+        """The codec of an update of this layout that was checked to have one of the task's codecs."""
+        every = (codecs[layout] for codecs in (self.uploads, *self.tiers.values()))
+        return next(found for found in every if found.spec == codec)
 
     @property
     def published(self) -> Layout:
@@ -112,7 +125,8 @@ def space_of(manifest: Manifest, rank: int = 0) -> Space:
 
 
 def divide(
-    bundle: Bundle, seed: int, strategy: Strategy, personal: PersonalSection, upload: Spec, rank: int = 0
+    bundle: Bundle, seed: int, strategy: Strategy, personal: PersonalSection, upload: Spec, rank: int = 0,
+    tiers: Mapping[str, Spec] = {},
 ) -> Divided:  # fmt: skip
     """The division that a strategy, a task's [personal] and its largest rank (0: the bundle's) ask for.
 
@@ -132,8 +146,14 @@ def divide(
             "use strategy 'fedavg', or a policy that keeps heads only"
         )
     layouts = division.uploads()
+    uploads = _codecs("[upload]", upload, layouts)
+    own = {name: _codecs(f"[[tier]] {name}", codec, layouts) for name, codec in tiers.items()}
+    return Divided(division, bundle, seed, bundle.start(seed), layouts, uploads, own)
+
+
+def _codecs(where: str, codec: Spec, layouts: Mapping[str, Layout]) -> dict[str, Codec]:
+    """A codec for each layout; refuses one that some layout cannot have."""
     try:
-        uploads = {digest: codec_from_spec(upload, layout) for digest, layout in layouts.items()}
+        return {digest: codec_from_spec(codec, layout) for digest, layout in layouts.items()}
     except CodecError as error:
-        raise TaskFileError(f"[upload] codec: {error}") from None
-    return Divided(division, bundle, seed, bundle.start(seed), layouts, uploads)
+        raise TaskFileError(f"{where} codec: {error}") from None

@@ -41,8 +41,8 @@ async def post_enroll(request: web.Request) -> web.Response:
 
 
 async def get_task(request: web.Request) -> web.Response:
-    """What there is to join."""
-    return packed(request.app[AGGREGATOR].task())
+    """What there is to join, for a device of the tier that it states."""
+    return packed(request.app[AGGREGATOR].task(request.query.get("tier", "")))
 
 
 async def post_check_in(request: web.Request) -> web.Response:

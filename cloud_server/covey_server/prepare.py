@@ -46,7 +46,8 @@ def prepare(task: TaskFile, bundle: Bundle) -> Prepared:
     """Raises TaskFileError where the task does not fit the bundle."""
     rank = task.task.rank
     strategy = make_strategy(task.strategy.name, task.strategy.args, space_of(bundle.manifest, rank))
-    divided = divide(bundle, task.task.seed, strategy, task.personal, spec_of(task.upload), rank)
+    tiers = {tier.name: spec_of(tier.codec) for tier in task.tiers}
+    divided = divide(bundle, task.task.seed, strategy, task.personal, spec_of(task.upload), rank, tiers)
     grouping = grouping_of(task.strategy.args) if task.strategy.name == "cohorts" else None
     sections = sections_of(divided.division, partial(codec_of, "download", task.download))
     origin = divided.begin() if task.since == "start" else None

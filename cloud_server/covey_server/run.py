@@ -8,6 +8,7 @@ import fcntl
 import os
 import sqlite3
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -59,8 +60,9 @@ class Run:
 
     @property
     def upload(self) -> Codec:
-        """The codec of uploads; of several layouts, that with the longest payloads."""
-        return max(self.divided.uploads.values(), key=lambda codec: codec.max_bytes)
+        """The codec of uploads; of several layouts and tiers, that with the longest payloads."""
+        every = (codecs.values() for codecs in (self.divided.uploads, *self.divided.tiers.values()))
+        return max(chain.from_iterable(every), key=lambda codec: codec.max_bytes)
 
     def update(self, row: store.UpdateRow, cohort: int = 0) -> Entries:
         """An accepted update of a cohort's device, decoded and aged, as entries of the space that strategies fold."""
@@ -79,7 +81,8 @@ class Run:
         else:
             body = self.segments.read(row.segment, row.position, row.bytes, row.sha256)
         message = Update.from_bytes(body)
-        return Decoded(self.divided.uploads[message.layout].decode(message.parts), message.layout)
+        codec = self.divided.upload(message.layout, message.codec)
+        return Decoded(codec.decode(message.parts), message.layout)
 
     def close(self) -> None:
         """Commit what is queued, checkpoint, give the folder back."""

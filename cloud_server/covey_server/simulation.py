@@ -11,7 +11,7 @@ import numpy as np
 
 from covey_server import downloads, recipe, task_file
 from covey_server.defence import guarded
-from covey_server.prepare import Prepared, prepare, spec_of
+from covey_server.prepare import Prepared, prepare
 from covey_server.recipe import ServerState
 from covey_server.store import VersionRow
 from covey_server.validation import max_upload_bytes, read_entries, read_update
@@ -111,13 +111,13 @@ class Simulation:
 
     def _read(self, body: bytes) -> Update:
         """An upload, looked at as the server does."""
-        round_, task = self.version + 1, self._prepared.task
+        round_, divided = self.version + 1, self._prepared.divided
         named = Update.from_bytes(body)
-        return read_update(body, round_, named.client, self._prepared.divided.allowed(round_), spec_of(task.upload))
+        return read_update(body, round_, named.client, self._prepared.divided.allowed(round_), divided.codecs)
 
     def _entries(self, message: Update) -> Entries:
         divided = self._prepared.divided
-        codec = divided.uploads[message.layout]
+        codec = divided.upload(message.layout, message.codec)
         return divided.lifted(read_entries(message, codec, self._prepared.task.round.max_norm), message.layout)
 
 

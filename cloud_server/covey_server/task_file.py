@@ -83,6 +83,7 @@ SELECTIONS = ("first-come", "uniform")
 MODES = ("sync", "async")
 STALENESS = ("polynomial", "constant", "none")
 SINCE = ("version", "start")
+MAX_TIERS = 64
 # Keys of [round] that mean something in one mode only; the others hold in both.
 SYNC_KEYS = ("target", "over_selection", "minimum", "selection", "pool_s")
 ASYNC_KEYS = ("buffer", "concurrency", "max_staleness", "staleness", "staleness_power", "staleness_factor")
@@ -229,6 +230,14 @@ Codec = tuple[Named, ...] | Named  # the stages of a chain, or one preset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """[[tier]]: devices that upload with a codec of their own, as their links allow."""
+
+    name: str
+    codec: Codec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFile:
     """A whole task, every default filled in."""
 
@@ -241,6 +250,7 @@ class TaskFile:
     client: ClientSection
     defence: DefenceSection = DefenceSection()
     personal: PersonalSection = PersonalSection()
+    tiers: tuple[Tier, ...] = ()  # devices differ in what their links carry
     since: str = "version"  # of [download]: what a version is coded from; `start` where a device seldom comes by
 
     def to_json(self) -> str:
@@ -273,7 +283,7 @@ def parse(text: str) -> TaskFile:
         data = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a whole number of thousands of digits is a plain ValueError
         raise TaskFileError(f"not valid TOML: {error}") from None
-    known("the task file", data, SECTIONS, "section")
+    known("the task file", data, (*SECTIONS, "tier"), "section")
     tables = {name: _table(name, data.get(name, {})) for name in SECTIONS}
     _check_mode(tables["round"])
     strategy = _named_choice("strategy", tables["strategy"], "name", "fedavg", STRATEGIES)
@@ -289,6 +299,7 @@ def parse(text: str) -> TaskFile:
         client=_client(tables["client"], strategy),
         defence=_section(DefenceSection, "defence", tables["defence"]),
         personal=_section(PersonalSection, "personal", tables["personal"]),
+        tiers=_tiers(data.get("tier", []), strategy),
         since=_since(tables["download"], strategy),
     )
 
@@ -316,6 +327,28 @@ def _check_whole_rounds(strategy: Named, tables: dict[str, Table]) -> None:
         raise TaskFileError(
             f"strategy {strategy.name!r} says itself what the next adapter is; remove [server], or use 'fedavg'"
         )
+
+
+def _tiers(tables: Any, strategy: Named) -> tuple[Tier, ...]:
+    """The [[tier]] tables, each a codec as [upload] has it and a name."""
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise TaskFileError("tiers are written [[tier]], each with a name and a codec")
+    if len(tables) > MAX_TIERS:
+        raise TaskFileError(f"the task has {len(tables)} tiers, at most {MAX_TIERS} are possible")
+    tiers = tuple(_tier(table, strategy) for table in tables)
+    names = [tier.name for tier in tiers]
+    if len(set(names)) != len(names):
+        raise TaskFileError(f"two tiers are called {next(n for n in names if names.count(n) > 1)!r}")
+    return tiers
+
+
+def _tier(table: Table, strategy: Named) -> Tier:
+    name = table.get("name")
+    if not isinstance(name, str) or "codec" not in table:
+        raise TaskFileError("[[tier]] needs a name and a codec")
+    where, codec = f"tier {named('[[tier]] name', name)}", _but(table, "name")
+    _check_compared(strategy, f"[{where}]", codec)
+    return Tier(name=name, codec=_codec_table(where, codec, "sign"))
 
 
 def _since(table: Table, strategy: Named) -> str:
@@ -369,12 +402,7 @@ def _client(table: Table, strategy: Named) -> ClientSection:
 def _check_strategy(strategy: Named, upload: Table) -> None:
     if "attackers" in strategy.args:
         in_range("[strategy] attackers", float(strategy.args["attackers"]), 0.0, 0.499)
-    sparse = next((name for name in _codec_names(upload) if name in SPARSE), None)
-    if strategy.name in WHOLE_UPDATES and sparse:
-        raise TaskFileError(
-            f"strategy {strategy.name!r} compares updates coordinate by coordinate, and [upload] codec {sparse!r} lets "
-            "each device send others; use 'sign', 'levels' or 'dense', or strategy 'trimmed-mean'"
-        )
+    _check_compared(strategy, "[upload]", upload)
     if strategy.name == "cohorts":
         in_range("[strategy] count", int(strategy.args["count"]), 1, 64)
         in_range("[strategy] every", int(strategy.args["every"]), 1, 1_000_000)
@@ -391,6 +419,16 @@ def _check_strategy(strategy: Named, upload: Table) -> None:
                 raise TaskFileError(f"[strategy] {key} must be above 0 and at most 1, got {value}")
 
 
+def _check_compared(strategy: Named, where: str, table: Table) -> None:
+    """Refuses a sparse codec where updates are compared."""
+    sparse = next((name for name in _codec_names(table) if name in SPARSE), None)
+    if strategy.name in WHOLE_UPDATES and sparse:
+        raise TaskFileError(
+            f"strategy {strategy.name!r} compares updates coordinate by coordinate, and {where} codec {sparse!r} lets "
+            "each device send others; use 'sign', 'levels' or 'dense', or strategy 'trimmed-mean'"
+        )
+
+
 def _codec(section: str, table: Table, strategy: Named, density: str, default: str) -> Codec:
     """One of [upload] and [download]."""
     if strategy.name == "flasc":
@@ -400,6 +438,11 @@ def _codec(section: str, table: Table, strategy: Named, density: str, default: s
                 "or use strategy 'fedavg'"
             )
         return _flasc_codec(strategy, float(strategy.args[density]))
+    return _codec_table(section, table, default)
+
+
+def _codec_table(section: str, table: Table, default: str) -> Codec:
+    """A preset by name with its arguments, or a list of stages."""
     codec = table.get("codec", default)
     if isinstance(codec, list):
         known(f"[{section}]", table, ("codec",))

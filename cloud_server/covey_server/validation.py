@@ -1,6 +1,6 @@
 """Checking an update before anything changes: every byte of it comes from a stranger. Pure."""
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from covey_server.defence import norm
 from covey_server.refusals import Refused
@@ -17,8 +17,8 @@ def max_upload_bytes(codec: Codec) -> int:
     return codec.max_bytes + MESSAGE_BYTES
 
 
-def read_update(body: bytes, round_: int, client: str, layouts: Set[str], codec: Spec) -> Update:
-    """The message of a body that was sent to /v1/updates/{round_}/{client}, for one of these layouts and this codec."""
+def read_update(body: bytes, round_: int, client: str, layouts: Set[str], codecs: Sequence[Spec]) -> Update:
+    """The message of a body that was sent to /v1/updates/{round_}/{client}, for one of these layouts and codecs."""
     update = Update.from_bytes(body)
     if (update.round, update.client) != (round_, client):
         raise Refused(
@@ -32,10 +32,9 @@ def read_update(body: bytes, round_: int, client: str, layouts: Set[str], codec:
             f"the update is of layout {update.layout[:12]}, this round takes {ours}: what the task shares of the "
             "adapter, and nothing of what is personal or fixed; get the task again",
         )
-    if update.codec != codec:
-        raise Refused(
-            "wrong_codec", f"the update is coded with {names(update.codec)}, the task asks for {names(codec)}"
-        )
+    if update.codec not in codecs:
+        asked = " or ".join(map(names, codecs))
+        raise Refused("wrong_codec", f"the update is coded with {names(update.codec)}, the task asks for {asked}")
     return update
 
 

@@ -44,9 +44,9 @@ async def enroll(transport: Transport, wish: str, code: str) -> str:
     return _read(Enrolled, answer, transport).client
 
 
-async def get_task(transport: Transport) -> Task:
-    """What there is to join."""
-    return _read(Task, await transport.exchange("GET", "/v1/task"), transport)
+async def get_task(transport: Transport, tier: str = "") -> Task:
+    """What there is to join, for a device of this tier."""
+    return _read(Task, await transport.exchange("GET", "/v1/task" + (f"?tier={tier}" if tier else "")), transport)
 
 
 async def get_manifest(transport: Transport) -> bytes:

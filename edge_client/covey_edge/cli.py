@@ -29,6 +29,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--name", default="", help="this device's name for the server (default: a random one, kept)")
     add("--rank", type=int, default=0, metavar="R",
         help="train this LoRA rank, one of those that the task offers (default: the largest)")  # fmt: skip
+    add("--tier", default="", metavar="NAME",
+        help="upload as devices of this tier do, where the task has tiers (ask its operator)")  # fmt: skip
     add("--code", default="", help="the operator's one-time code, at the first use (or URL#CODE as the address)")
     add("--ca", type=Path, metavar="FILE", help="PEM file of the authorities to trust, instead of the system's")
     add("--insecure-http", action="store_true",

@@ -58,6 +58,7 @@ class Options:
     wait_s: float = 10.0
     save_heldout: Path | None = None
     rank: int = 0
+    tier: str = ""
     vault_passphrase: Path | None = None
     vault_name: str = ""
     forget_vault: bool = False
@@ -72,6 +73,8 @@ class Options:
                 raise UsageError(f"--{name.removesuffix('_s').replace('_', '-')} must not be negative")
         if self.name:
             check_name("--name", self.name)
+        if self.tier:
+            check_name("--tier", self.tier)
         if self.vault_name:
             check_name("--vault-name", self.vault_name)
         if (self.vault_name or self.forget_vault) and self.vault_passphrase is None:
@@ -114,7 +117,7 @@ async def take_part(
 ) -> dict[str, Any]:
     """Get ready, run the agent, write the result."""
     started = time.monotonic()
-    task = await calls.get_task(transport)
+    task = await calls.get_task(transport, options.tier)
     record = record_for(task, record, events)
     for kind in {*record.sent, *record.received}:
         transport.traffic.add(kind, record.sent.get(kind, 0), record.received.get(kind, 0))

@@ -107,7 +107,7 @@ def _message(data: bytes) -> bool:
 def _update(data: bytes) -> bool:
     """An upload's body, up to where it would count."""
     try:
-        update = read_update(data, 1, "me", {LAYOUT.digest}, CODEC.spec)
+        update = read_update(data, 1, "me", {LAYOUT.digest}, (CODEC.spec,))
         _check_entries(read_entries(update, CODEC, 1e4), LAYOUT.size)
     except RemoteError:
         return False

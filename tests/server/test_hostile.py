@@ -289,7 +289,7 @@ CODEC = codec_from_spec(presets.dense(), LAYOUT)
 
 def checked(body: bytes) -> Update:
     """What the server does with a body before it changes anything."""
-    update = read_update(body, 1, "mallory", {LAYOUT.digest}, CODEC.spec)
+    update = read_update(body, 1, "mallory", {LAYOUT.digest}, (CODEC.spec,))
     entries = read_entries(update, CODEC, 1e4)
     assert np.isfinite(entries.values).all()
     assert np.linalg.norm(entries.values.astype(np.float64)) <= 1e4
