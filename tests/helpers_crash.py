@@ -172,7 +172,7 @@ class Persistent(threading.Thread):
             assert round_ not in self.told.receipts, "what was acknowledged is refused"
             return None
         self.acknowledged(round_, Receipt.from_bytes(answer.body))
-        if self.random.random() < 0.1:
+        if not self.told.duplicates or self.random.random() < 0.1:
             again = self.device.upload(round_, body)
             if again.status == 200:
                 self.acknowledged(round_, Receipt.from_bytes(again.body))

@@ -392,7 +392,7 @@ class ServerProcess:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
 
-    def url(self, seconds: float = 20.0) -> str:
+    def url(self, seconds: float = 60.0) -> str:
         """The URL, once it answers."""
         deadline = time.monotonic() + seconds
         while not self.url_file.exists():

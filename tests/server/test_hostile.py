@@ -121,9 +121,9 @@ def test_a_hostile_payload_changes_nothing(
 ) -> None:
     device, task, assignment, honest = good
     before = snapshot(server)
-    started = time.monotonic()
+    started = time.process_time()  # of the server too, which is a thread here
     answer = device.upload(assignment.round, device.update(task, assignment, **CHANGED[what](honest)))
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     refusal = Refusal.from_bytes(answer.body)
     assert (answer.status, refusal.code) in [(400, "bad_payload"), (413, "too_large")]
     assert len(refusal.message) < 300
