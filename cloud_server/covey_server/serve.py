@@ -19,6 +19,7 @@ from covey_server.aggregator import Aggregator, in_words
 from covey_server.app import GATE, RUNNER, make_app
 from covey_server.blobs import write_durably
 from covey_server.guard import DOOR, is_loopback
+from covey_server.heaps import share_heaps
 from covey_server.limits import is_address
 from covey_server.logs import say
 from covey_server.operation import STOPPING
@@ -75,6 +76,7 @@ class Side(NamedTuple):
 def serve(options: Options) -> int:
     """Serve one task; returns the exit code. Raises UsageError and its kin before anything listens."""
     logs.configure(options.log_json)
+    share_heaps()
     check_exposure(options)
     tls = open_tls(options.tls_cert, options.tls_key)
     task = task_file.read(options.task)
