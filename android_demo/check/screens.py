@@ -164,7 +164,7 @@ def dp(size: str) -> str:
 def states() -> dict[str, Screen]:
     """The states that are worth a look."""
     losses = [1.31, 1.22, 1.10, 1.04, 0.98, 0.95, 0.93, 0.925, 0.91, 0.905]
-    task, idle = "notes · demo-1m", {"join_card", "progress", "progress_text"}
+    task, idle = "notes · demo-1m", {"join_card", "progress", "progress_text", "recovery_line"}
     unmeasured = idle | {"curve", "numbers"}
     english = values("values/strings.xml")
     german = values("values/strings.xml", "values-de/strings.xml")
@@ -181,14 +181,14 @@ def states() -> dict[str, Screen]:
     problem = {
         **training, "phase": german["phase_problem"], "loss": "1.040", "loss_change": "-20.6 %", "updates": "3",
         "main_action": german["retry"],
-        "sentence": "no Covey server answers at https://covey.example.org (Connection refused): is the network there, "
-        "and `covey serve` running?",
+        "sentence": german["error_unreachable"].replace("%1$s", "https://covey.example.org"),
     }  # fmt: skip
+    recovery = english["recovery_line"].replace("%1$s", "K7QF9-RTA4M-WXZ2P-C8HNB")
     return {
         "join": Screen(False, "", {}, {"task_card"}, []),
         "asking": Screen(False, "", asking, unmeasured, []),
-        "training": Screen(False, "", training, {"join_card", "sentence"}, losses),
-        "training-night": Screen(True, "", training, {"join_card", "sentence"}, losses),
+        "training": Screen(False, "", {**training, "recovery_line": recovery}, {"join_card", "sentence"}, losses),
+        "training-night": Screen(True, "", training, {"join_card", "sentence", "recovery_line"}, losses),
         "problem-de-night": Screen(True, "de", problem, idle, losses[:4]),
         "join-de": Screen(False, "de", {}, {"task_card"}, []),
     }

@@ -54,7 +54,8 @@ class Bundles(private val calls: Calls, private val http: Http, private val cach
             throw BundleException("the bundle's layout is ${manifest.layout.digest.take(12)}, the task's is ${task.layout.take(12)}")
         }
         if (newer(manifest.minimumClient, CLIENT_VERSION)) {
-            throw BundleException("the bundle needs version ${manifest.minimumClient} of the client, this is $CLIENT_VERSION: update the app").because(Reason.BUNDLE_NEWER, manifest.minimumClient)
+            throw BundleException("the bundle needs version ${manifest.minimumClient} of the client, this is $CLIENT_VERSION: update the app")
+                .because(Reason.BUNDLE_NEWER, manifest.minimumClient)
         }
         manifest.requireListed(target)
         return manifest to data

@@ -96,7 +96,8 @@ class Retrying(
             val delay = backoff.delay(tries, clock.draw(), failure.retryAfterS)
             val patience = backoff.patienceS
             if (patience != null && clock.seconds() - started + delay > patience) {
-                throw UnreachableException("no Covey server answers at $url (${failure.message}): is the network there, and `covey serve` running?").because(Reason.UNREACHABLE, url)
+                throw UnreachableException("no Covey server answers at $url (${failure.message}): is the network there, and `covey serve` running?")
+                    .because(Reason.UNREACHABLE, url)
             }
             if (tries++ == 0) notice("$url does not answer (${failure.message}); trying again")
             clock.sleep(delay)

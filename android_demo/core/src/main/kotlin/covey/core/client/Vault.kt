@@ -62,7 +62,8 @@ class Vault(private val passphrase: String, private val task: String, private va
         val wrapping = derive(part(18, 16), n, r, p)
         val key = gcm(Cipher.DECRYPT_MODE, wrapping, part(34, 12), part(46, 48), MAGIC + part(6, 12) + names)
         val plain = key?.let { gcm(Cipher.DECRYPT_MODE, it, part(PREFIX, 12), sealed.copyOfRange(PREFIX + 12, sealed.size), part(0, PREFIX) + names) }
-            ?: throw ServerException("the vault does not open: the passphrase is another, or it belongs to another device or task, or it was damaged").because(Reason.VAULT)
+            ?: throw ServerException("the vault does not open: the passphrase is another, or it belongs to another device or task, or it was damaged")
+                .because(Reason.VAULT)
         return unpadded(plain)
     }
 

@@ -81,7 +81,10 @@ class Manifest(
 
         private fun read(root: Node): Manifest {
             val format = root.whole("format", 0..Long.MAX_VALUE)
-            if (format != FORMAT) throw BundleException("the bundle has format $format, this client reads format $FORMAT: update the older one").because(Reason.BUNDLE_NEWER, "$format")
+            if (format != FORMAT) {
+                throw BundleException("the bundle has format $format, this client reads format $FORMAT: update the older one")
+                    .because(Reason.BUNDLE_NEWER, "$format")
+            }
             val layout = Layout.fromJson(root.value("layout"))
             if (layout.digest != root.text("layout_digest")) {
                 throw BundleException("the manifest's layout does not have the digest that the manifest states")

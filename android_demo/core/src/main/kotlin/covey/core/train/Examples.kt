@@ -69,7 +69,8 @@ fun splitRows(examples: Examples, share: Double, unit: String): Dataset = parts(
 private fun parts(examples: Examples, where: Pair<IntArray, IntArray>, unit: String): Dataset {
     val (train, heldout) = where
     if (train.isEmpty() || heldout.isEmpty()) {
-        throw UsageException("too little data: it makes ${examples.count} $unit, and at least 2 are needed, one of them held out").because(Reason.DATA_SMALL, examples.count)
+        throw UsageException("too little data: it makes ${examples.count} $unit, and at least 2 are needed, one of them held out")
+            .because(Reason.DATA_SMALL, examples.count)
     }
     return Dataset(examples.take(train), examples.take(heldout))
 }

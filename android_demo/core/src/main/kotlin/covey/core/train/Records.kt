@@ -46,7 +46,8 @@ internal fun classOf(document: Document, labels: List<String>): Int {
     val number = label as? Long ?: (label as String).trim().takeIf { t -> t.isNotEmpty() && t.all { it in '0'..'9' } }?.toLongOrNull() ?: -1
     if (named < 0 && number !in labels.indices) {
         val known = labels.take(6).joinToString() + if (labels.size > 6) ", ..." else ""
-        throw UsageException("${document.name} has the label '${"$label".take(40)}', this task has the classes 0 to ${labels.size - 1} ($known)").because(Reason.DATA_LABEL, document.name, "$label".take(40), known)
+        throw UsageException("${document.name} has the label '${"$label".take(40)}', this task has the classes 0 to ${labels.size - 1} ($known)")
+            .because(Reason.DATA_LABEL, document.name, "$label".take(40), known)
     }
     return if (named >= 0) named else number.toInt()
 }
@@ -60,8 +61,9 @@ private fun record(where: String, line: String): Document {
     } catch (_: BundleException) {
         null
     }
-    val fields = json as? Map<*, *> ?: throw UsageException("$where is no JSON object: this task learns from lines like {\"text\": \"...\", \"label\": \"...\"}").because(Reason.DATA_RECORD, where)
-    val text = fields["text"] as? String ?: throw UsageException("$where has no text in 'text'").because(Reason.DATA_RECORD, where)
-    val label = fields["label"].takeIf { it is String || it is Long } ?: throw UsageException("$where has no label in 'label', expected a number or a name").because(Reason.DATA_RECORD, where)
+    fun refuse(what: String): Nothing = throw UsageException("$where $what").because(Reason.DATA_RECORD, where)
+    val fields = json as? Map<*, *> ?: refuse("is no JSON object: this task learns from lines like {\"text\": \"...\", \"label\": \"...\"}")
+    val text = fields["text"] as? String ?: refuse("has no text in 'text'")
+    val label = fields["label"].takeIf { it is String || it is Long } ?: refuse("has no label in 'label', expected a number or a name")
     return Document(where, text, label)
 }
