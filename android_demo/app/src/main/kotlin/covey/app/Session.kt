@@ -138,7 +138,7 @@ class Session(private val context: Context, private val store: Store, private va
     /** Own tensors of another phone, where there are none yet; else those of this one go to the server, once a round at most. */
     private fun restoreOrKeep(backup: Backup, device: Device, record: ClientRecord): ClientRecord {
         if (record.own.isNotEmpty()) keep(backup, record)
-        return if (store.recoveryTyped) backup.restore(device, record) else record
+        return if (store.recoveryTyped) backup.restore(device, record, expected = true) else record
     }
 
     private fun keep(backup: Backup, record: ClientRecord) {

@@ -4,13 +4,17 @@ import covey.core.client.Kept
 import covey.core.client.Vault
 import covey.core.client.scrypt
 import covey.core.model.Layout
-import covey.core.model.hex
+import covey.core.model.Manifest
+import covey.core.model.Tensor
 import covey.core.model.TokenizerSpec
+import covey.core.model.hex
 import covey.core.tokens.coderOf
 import covey.core.train.Document
 import covey.core.train.Examples
 import covey.core.train.classOf
 import covey.core.train.concatenated
+import covey.core.train.datasetOf
+import covey.core.train.documentsOf
 import covey.core.train.factorwise
 import covey.core.train.searchFusion
 import covey.core.train.splitDrawn
@@ -24,6 +28,7 @@ import java.io.File
 /** What a device computes by itself, against Python's: two adapters fused, labelled rows, the vault. */
 class DeviceMathTest {
     private val fusion = vectors("fusion.json")
+    private val norm = Layout(listOf(Tensor("a", listOf(4), "norm", "zeros")))
 
     @Suppress("UNCHECKED_CAST")
     private fun reals(value: Any?): List<Double> = (value as List<Number>).map(Number::toDouble)
@@ -79,6 +84,34 @@ class DeviceMathTest {
             assertEquals(expected["labels"], batch.labels.asList())
         }
         for (case in file.maps("splits")) assertEquals(wholes(case["heldout"]), splitDrawn(case.int("count"), case["share"] as Double).second.asList())
+    }
+
+    @Test
+    fun `data that does not fit the task is one sentence with its reason`() {
+        fun manifest(task: String) = Manifest.fromBytes(
+            """{"format": 1, "model": "m", "task": "$task", "batch_size": 2, "seq_len": 8, "labels": ["bad", "good"], "precision": "float32",
+            "layout": [{"name": "a", "shape": [4], "kind": "norm", "init": "zeros"}], "layout_digest": "${norm.digest}", "frozen": null,
+            "start": "", "tokenizer": {"kind": "bytes", "path": "", "offset": 3, "vocab_size": 259, "pad_id": 0, "eos_id": 1, "bos_id": -1},
+            "graphs": {}, "parity": {}, "minimum_client": "0.1.0", "files": {}}""".toByteArray(),
+        )
+        val classifier = manifest("sequence-classification")
+        val good = """{"text": "fine", "label": "good"}""" + "\n\n" + """{"text": "dull", "label": 0}""" + "\r\n"
+        val documents = documentsOf(listOf("f" to good), classifier)
+        assertEquals(listOf("f, line 1" to "good", "f, line 3" to 0L), documents.map { it.name to it.label })
+        val coder = coderOf(classifier.tokenizer!!, File("."))
+        assertEquals(1 to 1, datasetOf(documents, coder, classifier, 0.2).run { train.count to heldout.count })
+        val wrong = mapOf(
+            "plain text" to Reason.DATA_RECORD, """{"text": 3, "label": 0}""" to Reason.DATA_RECORD, """{"text": "a"}""" to Reason.DATA_RECORD,
+            """{"text": "a", "label": true}""" to Reason.DATA_RECORD, """{"text": "a", "label": 2}""" to Reason.DATA_LABEL,
+            """{"text": "a", "label": "fair"}""" to Reason.DATA_LABEL, " \n" to Reason.DATA_NONE,
+        )
+        for ((text, reason) in wrong) {
+            assertEquals(reason, assertThrows(UsageException::class.java, { documentsOf(listOf("f" to text), classifier) }, text).reason)
+        }
+        val single = documentsOf(listOf("f" to good.substringBefore('\n')), classifier)
+        assertEquals(Reason.DATA_SMALL, assertThrows(UsageException::class.java) { datasetOf(single, coder, classifier, 0.2) }.reason)
+        val images = assertThrows(BundleException::class.java) { documentsOf(listOf("f" to good), manifest("image-classification")) }
+        assertEquals(Reason.TASK_KIND to listOf("image-classification"), images.reason to images.arguments)
     }
 
     @Test

@@ -1,21 +1,28 @@
 package covey.core.client
 
+import covey.core.Reason
 import covey.core.RefusedException
 import covey.core.ServerException
+import covey.core.UsageException
+import covey.core.because
 import covey.core.model.floatsOf
 
 /** This device's own tensors in its vault at the server, and brought back on a new device. */
 class Backup(private val calls: Calls, private val vault: Vault) {
     private val address: String by lazy(vault::address)
 
-    /** What the record has, else the vault's content; throws [ServerException] for a vault that does not fit or open. */
-    fun restore(device: Device, record: ClientRecord): ClientRecord {
+    /**
+     * What the record has, else the vault's content; throws [ServerException] for a vault that does not fit or open, and
+     * [UsageException] where there is none though one is [expected].
+     */
+    fun restore(device: Device, record: ClientRecord, expected: Boolean = false): ClientRecord {
         val size = 4 * device.ownSize
         if (record.own.isNotEmpty() || size == 0) return record
         val sealed = try {
             calls.vault(address, Vault.sealedSize(size))
         } catch (error: RefusedException) {
             if (error.status != 404) throw error
+            if (expected) throw UsageException("the server has no vault of this task that this passphrase finds").because(Reason.VAULT)
             return record
         }
         val content = vault.open(sealed).content
