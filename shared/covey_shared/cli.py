@@ -36,6 +36,8 @@ class Group(NamedTuple):
 EPILOG = """\
 The chain, from a base model to a personal one:
   covey export MODEL --out BUNDLE         make a training bundle for phones and boards
+  covey plan BUNDLE --data SAMPLE --bytes-per-round 50kB
+                                          find rank, codecs and rates: writes a TASK.toml
   covey serve TASK.toml                   run the aggregator
   covey join URL --data FOLDER            train on this device's own data
 To try a bundle on a board without a server:

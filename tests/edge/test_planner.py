@@ -294,8 +294,11 @@ def test_results_are_kept_and_a_torn_line_is_passed_over(tmp_path: Path) -> None
         opened(tmp_path / "plan", {"seed": 1}, force=False),
     ):
         pass
+    for name in ("messages.json", "fitted.json"):
+        (tmp_path / "plan" / name).touch()
     with opened(tmp_path / "plan", {"seed": 1}, force=True) as notes:
         assert not notes.results
+    assert {p.name for p in (tmp_path / "plan").iterdir()} == {"lock", "plan.json", "pilots"}, "nothing old counts"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").touch()
     with (

@@ -3,6 +3,7 @@
 plan.json       what the results depend on; another plan in the same folder is refused
 pilots.jsonl    one line a pilot, appended and synced; a line that a kill tore off is not read
 pilots/         where pilots stand, so that one that goes on for more rounds need not begin again
+messages.json   sizes of messages; fitted.json: the pilots and rounds that fit a time
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from covey_edge.state import write_durably
 from covey_shared.errors import UsageError
 
 ABOUT, LINES, STATES = "plan.json", "pilots.jsonl", "pilots"
+SIZES, FITTED = "messages.json", "fitted.json"
 LARGEST = 2**30  # bytes of all states: beyond it a pilot that goes on begins again, with the same bits
 
 
@@ -77,7 +79,7 @@ def _agree(folder: Path, about: dict[str, Any], force: bool) -> None:
                 "with --force"
             )
         return
-    for stale in (folder / LINES, *(folder / STATES).glob("*")):
+    for stale in (folder / LINES, folder / SIZES, folder / FITTED, *(folder / STATES).glob("*")):
         stale.unlink(missing_ok=True)
     write_durably(path, text.encode())
 

@@ -26,7 +26,7 @@ from covey_edge.state import write_durably
 from covey_shared.errors import UsageError
 from covey_shared.show import size_text
 
-TASK, RESULT, PICTURE, SIZES = "task.toml", "result.json", "curve.png", "messages.json"
+TASK, RESULT, PICTURE = "task.toml", "result.json", "curve.png"
 LONGER = 5  # times the rounds of a pilot: what the recommended file asks for
 Say = Callable[[str], None]
 
@@ -184,7 +184,7 @@ def _any(fit: list[sizes.Pair], since: str) -> Choice:
 
 def _measured(stage: Stage, ranks: tuple[int, ...], folder: Path, watch: Watch) -> dict[Any, sizes.Message]:
     """Sizes of messages, from an earlier run of this plan where there was one."""
-    path = folder / SIZES
+    path = folder / book.SIZES
     if path.exists():
         rows = json.loads(path.read_text())
         return {(row["rank"], row["way"], row["codec"]): sizes.Message(row["bytes"], row["lost"]) for row in rows}
@@ -198,13 +198,16 @@ def _measured(stage: Stage, ranks: tuple[int, ...], folder: Path, watch: Watch) 
 
 
 def _in_time(search: Search, stage: Stage, options: Options, notes: Book, watch: Watch) -> Search:
-    """With --budget-minutes: as many pilots and rounds as will fit, by the time that one takes. Once for a plan."""
-    path = options.out / "fitted.json"
-    if not options.budget_minutes:
-        return search
+    """With --budget-minutes: as many pilots and rounds as will fit, by the time that one takes.
+
+    Once for a plan: one that goes on with another time has the lengths that it began with.
+    """
+    path = options.out / book.FITTED
     if path.exists():
         kept = json.loads(path.read_text())
         return search._replace(pilots=kept["pilots"], rungs=tuple(kept["rungs"]))
+    if not options.budget_minutes or notes.results:
+        return search
     job, started = Job(_any(list(search.pairs), search.since), 1), time.perf_counter()
     *_, last = pilot.train(stage, job, pilot.start(stage, job, b""))
     trained = time.perf_counter() - started
@@ -258,7 +261,7 @@ def _about(options: Options, stage: Stage, budget: int) -> dict[str, Any]:
         "bundle": stage.bundle.digest, "data": hashlib.sha256(repr(marks).encode()).hexdigest(),
         "bytes_per_round": budget, "clients": len(stage.devices), "cohort": stage.scene.cohort,
         "rounds": options.rounds, "steps": options.steps, "pilots": options.pilots, "seed": options.seed,
-        "eval_batches": options.eval_batches, "budget_minutes": options.budget_minutes,
+        "eval_batches": options.eval_batches,
     }  # fmt: skip
 
 
