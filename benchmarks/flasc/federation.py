@@ -53,9 +53,9 @@ class Method(NamedTuple):
 
     `task` and `optimizers` are parts of a task file of the product; without the latter those of Task hold, and with
     them `rates`, pairs of the devices' and the server's learning rate to choose from. `like` is a method of the same
-    kind whose rates are taken over. `feedback`: whether devices keep what codecs drop. `tiers`: densities of uploads,
-    handed to devices in turn. `ranks`: those of the bundle, where devices have different ones, in turn. `steps` and
-    `rounds` multiply the task's. `tasks`: where it is run; empty means everywhere.
+    kind whose rates are taken over. `feedback`: whether devices keep what codecs drop. `ranks`: those of
+    the bundle, where devices have different ones, in turn; so do devices take the task's tiers. `steps` and `rounds`
+    multiply the task's. `tasks`: where it is run; empty means everywhere.
     """
 
     name: str
@@ -68,7 +68,6 @@ class Method(NamedTuple):
     like: str = ""
     feedback: bool = False
     mask: Mask | None = None
-    tiers: tuple[float, ...] = ()
     ranks: tuple[int, ...] = ()
     steps: float = 1.0  # of the task's local steps
     rounds: float = 1.0  # of the task's rounds
@@ -130,7 +129,8 @@ def run(
     bundle, layout = federation.setting.bundle, plan.divided.published
     exact = codec_from_spec(presets.dense(), layout)
     own = {rank: share(bundle, plan.divided.division.sharing, seed, rank) for rank in method.ranks or (0,)}
-    tiers = [replaced(plan, density) for density in method.tiers] or [plan]
+    every = [plan.divided.uploads, *plan.divided.tiers.values()]
+    tiers = [plan._replace(divided=replace(plan.divided, uploads=uploads)) for uploads in every]
     clients = {n: Client(n, data, data.train) for n, data in federation.setting.data.items()}
     number = {name: i for i, name in enumerate(federation.names)}
     state, step = recipe.first(plan.how, plan.divided.begin(), seed)
@@ -166,22 +166,6 @@ def planned(task: Task, method: Method, federation: Federation, rates: tuple[flo
     client = replace(parsed.client, learning_rate=rates[0], steps=steps, error_feedback=method.feedback)
     server = replace(parsed.server, args={**parsed.server.args, "learning_rate": rates[1]})
     return ready(federation.setting, replace(parsed, client=client, server=server))
-
-
-def replaced(plan: Plan, density: float) -> Plan:
-    """The plan with uploads of another density, the codec otherwise FLASC's of Covey's mode."""
-    stages = [] if density == 1 else [task_file.Named(name="topk", args={"density": density})]
-    upload = (*stages, task_file.Named(name="pack", args={"values": "auto", "error": 0.1}))
-    spec = recipe_spec(upload)
-    uploads = {digest: codec_from_spec(spec, layout) for digest, layout in plan.divided.layouts.items()}
-    return plan._replace(divided=replace(plan.divided, uploads=uploads))
-
-
-def recipe_spec(upload: tuple[task_file.Named, ...]) -> Any:
-    """Stages as messages carry them."""
-    from covey_server.run import spec_of
-
-    return spec_of(upload)
 
 
 def drawn(task: Task, federation: Federation, seed: int, round_: int) -> list[str]:

@@ -64,7 +64,7 @@ def methods(folder: Path = HERE / "methods") -> dict[str, Method]:
     for path in sorted(folder.glob("*.toml")):
         data = tomllib.loads(path.read_text())
         mask = Mask(**data.pop("mask")) if "mask" in data else None
-        lists: dict[str, Any] = {k: tuple(data.pop(k)) for k in ("tiers", "ranks", "tasks") if k in data}
+        lists: dict[str, Any] = {k: tuple(data.pop(k)) for k in ("ranks", "tasks") if k in data}
         rates = tuple((float(a), float(b)) for a, b in data.pop("rates", ()))
         name = path.stem.partition("-")[2]
         out[name] = Method(name=name, rates=rates, mask=mask, **lists, **data)
