@@ -344,6 +344,7 @@ def bad_file() -> dict[str, Any]:
         ("an unknown property", r"\p{Nonsense}", split(r"\p{Nonsense}")),
         ("no model", "model", {"model": None}),
         ("a merge of what is not there", "merges", {"model": {**bpe, "merges": [["a", "c"]]}}),
+        ("a delimiter of nothing", "delimiter", {"pre_tokenizer": {"type": "CharDelimiterSplit", "delimiter": ""}}),
         ("an id that is none", "vocab", {"model": {**bpe, "vocab": {"a": -1}}}),
         ("a text for a list", "normalizers", {"normalizer": {"type": "Sequence", "normalizers": "NFC"}}),
         ("a charsmap that is cut", "precompiled_charsmap",

@@ -75,10 +75,12 @@ class DivisionTest {
         val second = Layout(listOf(Tensor("x", listOf(3), "block", "zeros")))
         val division = Division(layout, second, Sharing(cohort = listOf("head"), cohorts = 2, second = true))
         assertEquals(listOf(a.name, b.name, "cohort0.head", "cohort1.head", "second.x"), names(division.published))
-        val version = FloatArray(17) { it.toFloat() }
+        assertEquals(listOf(a.name, b.name, "second.x", "cohort1.head"), names(division.downloaded(1)))
+        assertEquals(listOf(null, 1), division.downloads(1).map { it.second })
+        val version = FloatArray(15) { it.toFloat() }
         val (whole, beside) = division.whole(start, version, FloatArray(0), 1, null)
-        assertArrayEquals(FloatArray(10) { it.toFloat() } + floatArrayOf(12f, 13f), whole)
-        assertArrayEquals(floatArrayOf(14f, 15f, 16f), beside)
+        assertArrayEquals(FloatArray(10) { it.toFloat() } + floatArrayOf(13f, 14f), whole)
+        assertArrayEquals(floatArrayOf(10f, 11f, 12f), beside)
         assertArrayEquals(start.copyOf(10) + floatArrayOf(110f, 111f, 110f, 111f, 0f, 0f, 0f), division.start(start))
     }
 

@@ -15,6 +15,7 @@ import org.junit.jupiter.api.Test
 import org.junit.jupiter.api.TestFactory
 import org.junit.jupiter.api.io.TempDir
 import java.io.File
+import kotlin.random.Random
 
 /** Tokenizers of every family against the ids that Python's `tokenizers` gives: the files of tests/vectors/tokenizers. */
 class TokensTest {
@@ -45,6 +46,35 @@ class TokensTest {
         DynamicTest.dynamicTest(case.text("name")) {
             val error = assertThrows(BundleException::class.java) { coder(case["tokenizer"]) }
             assertTrue(case.text("names") in error.sentence, error.sentence)
+        }
+    }
+
+    @TestFactory
+    fun `a damaged file is refused in a sentence or read`(): List<DynamicTest> = listOf("bert-uncased", "clip", "llama3", "mistral", "t5", "words").map { name ->
+        DynamicTest.dynamicTest(name) {
+            val whole = vectors("tokenizers/$name.json")["tokenizer"]
+            val random = Random(7)
+            var refused = 0
+            repeat(300) {
+                val damaged = damaged(whole, random)
+                try {
+                    val coder = TokenizerFile.parse(written(damaged), plain)
+                    texts.take(12).forEach { coder.row(coder.document(it).size.toString() + it, 9) }
+                } catch (_: BundleException) {
+                    refused++
+                }
+            }
+            assertTrue(refused > 100, "$refused")
+        }
+    }
+
+    /** The same with one value, somewhere, in the place of another. */
+    private fun damaged(value: Any?, random: Random): Any? {
+        val at = random.nextInt(8)
+        return when {
+            value is Map<*, *> && value.isNotEmpty() && at > 0 -> value.keys.random(random).let { key -> value + (key to damaged(value[key], random)) }
+            value is List<*> && value.isNotEmpty() && at > 0 -> value.indices.random(random).let { i -> value.mapIndexed { j, v -> if (i == j) damaged(v, random) else v } }
+            else -> listOf(null, "", "x", -1L, 7L, 1L shl 40, 0.5, true, emptyList<Any>(), emptyMap<String, Any>(), listOf("a"), mapOf("type" to "x")).random(random)
         }
     }
 

@@ -59,10 +59,14 @@ class Calls(val network: Retrying, val url: String) {
     fun checkIn(message: CheckIn): Assignment =
         read(Assignment, network.exchange(Request("POST", "/v1/checkin", message.toBytes())))
 
-    /** How to come to a version from the one held. No honest answer is longer than twice the dense adapter. */
-    fun adapter(version: Int, held: Int, layout: Layout): Adapter {
+    /**
+     * How to come to a version from the one held, of what all devices have or of a [cohort]'s copies. No honest answer is
+     * longer than twice the dense adapter.
+     */
+    fun adapter(version: Int, held: Int, layout: Layout, cohort: Int? = null): Adapter {
         val limit = 8L * layout.size + Request.SMALL_BYTES
-        val data = network.exchange(Request("GET", "/v1/adapter/$version?held=$held", limit = limit, kind = ADAPTER))
+        val path = "/v1/adapter/$version?held=$held" + if (cohort == null) "" else "&cohort=$cohort"
+        val data = network.exchange(Request("GET", path, limit = limit, kind = ADAPTER))
         val message = read(Adapter, data)
         if (message.version != version) {
             throw ServerException("$url sends version ${message.version} of the adapter, asked for $version")

@@ -9,6 +9,7 @@ import covey.core.ServerException
 import covey.core.StoppedException
 import covey.core.UsageException
 import covey.core.because
+import covey.core.model.Layout
 import covey.core.model.Prng
 import covey.core.model.at
 import covey.core.model.floatsOf
@@ -65,7 +66,7 @@ class Client(
     private var held = record.version()
     private var uploaded = 0
     private var refusals = 0
-    private var cohort = 0
+    private var cohort = record.cohort // as the server said last; what is held is of record.cohort
 
     /** Take part until the task is done (or one round is); throws [StoppedException] when asked to stop. */
     fun run(): ClientRecord {
@@ -76,7 +77,7 @@ class Client(
         }
     }
 
-    private fun facts() = Facts(held.version, record.history.map { it.version }.toSet(), record.pending.isNotEmpty(), uploaded)
+    private fun facts() = Facts(if (cohort == record.cohort) held.version else NOTHING, record.history.map { it.version }.toSet(), record.pending.isNotEmpty(), uploaded)
 
     private fun perform(state: RoundState): RoundEvent? = when (state) {
         is RoundState.CheckingIn -> checkIn()
@@ -101,6 +102,7 @@ class Client(
         } catch (error: RefusedException) {
             return refused(error, 0)
         }
+        cohort = assignment.cohort
         if (assignment.action == "train") emit(ClientEvent.Round(assignment.round, task.rounds, assignment.version))
         return RoundEvent.Assigned(assignment)
     }
@@ -124,17 +126,24 @@ class Client(
         }
         val wentBack = version < before.version // the server lost what it had: its next versions are other ones
         val history = record.history.filter { !wentBack || it.version == 0 || it.version == version }
-        save(record.copy(held = held.version, adapter = held.adapter.toLittleEndian(), history = history))
+        save(record.copy(held = held.version, adapter = held.adapter.toLittleEndian(), cohort = cohort, history = history))
         emit(ClientEvent.Version(version, (traffic.received[Calls.ADAPTER] ?: 0) - received))
         return RoundEvent.Done
     }
 
     private fun mayStartAgain(error: CoveyException) =
-        error is RefusedException || error is MessageException || error is PayloadException || error is ServerException
+        error is RefusedException && error.code != MOVED || error is MessageException || error is PayloadException || error is ServerException
 
     private fun advanceFrom(from: Held, version: Int): Held {
-        val layout = device.division.published
-        return advance(from, calls.adapter(version, from.version, layout), layout, device::start)
+        val parts = device.division.downloads(cohort).map { (layout, of) -> partFrom(from, version, layout, of) }
+        return Held(version, parts.reduce(FloatArray::plus))
+    }
+
+    /** A part of the version: what all devices have, or the copies of the cohort [of] this device. */
+    private fun partFrom(from: Held, version: Int, layout: Layout, of: Int?): FloatArray {
+        val known = if (of != null && of != record.cohort) NOTHING else from.version // else what is held is another's
+        val mine = if (known == NOTHING) from.adapter else from.adapter.at(device.division.downloaded(record.cohort).positions(layout))
+        return advance(Held(known, mine), calls.adapter(version, known, layout, of), layout) { device.startOf(layout) }.adapter
     }
 
     /** The version held, for all (personal tensors at their start) and, where there are any, with this device's own. */
@@ -179,7 +188,6 @@ class Client(
 
     /** All steps of a round, from where a killed process left it; then the update, encoded and saved. */
     private fun train(assignment: Assignment): RoundEvent {
-        cohort = assignment.cohort
         val layout = device.division.adapter
         val trained = device.division.trained(assignment.round)
         val whole = device.whole(held.adapter, own(), assignment.round, assignment.cohort)
@@ -319,6 +327,7 @@ class Client(
         const val TRAINING = "training"
         private const val HISTORY = 2000
         private const val MAX_REFUSALS = 5
+        private const val MOVED = "conflict" // the code where this device has come to another cohort since it checked in
         private const val MIN_WAIT_S = 0.02
         private const val MAX_WAIT_S = 600.0
     }

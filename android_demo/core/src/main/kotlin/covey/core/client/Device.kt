@@ -4,6 +4,8 @@ import covey.core.BundleException
 import covey.core.LayoutException
 import covey.core.codec.codecFromSpec
 import covey.core.model.Division
+import covey.core.model.Layout
+import covey.core.model.at
 import covey.core.model.sha256
 import covey.core.train.Dataset
 import covey.core.train.Fusion
@@ -45,6 +47,9 @@ class Device(
 
     /** Version 0 of what is published. */
     fun start(): FloatArray = division.start(bundle.start(task.seed))
+
+    /** Version 0 of a part of what is published. */
+    fun startOf(layout: Layout): FloatArray = start().at(division.published.positions(layout))
 
     /**
      * This device's whole adapter: a version of what is published and its [own] personal tensors in their places. [round]

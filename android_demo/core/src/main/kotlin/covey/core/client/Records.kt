@@ -41,7 +41,7 @@ data class Scored(val version: Int, val lossSum: Double, val tokens: Long, val c
 
 /**
  * What a device remembers. [task]: which task it belongs to; [codecs]: memories of codecs by name; [adapter]: the float32
- * bytes of version [held], none for -1; [own]: those of the personal tensors, none as long as they are at their start, and
+ * bytes of version [held] as devices of [cohort] have it, none for -1; [own]: those of the personal tensors, none as long as they are at their start, and
  * [ownHistory] the evaluations with them; [rounds] counts acknowledged updates.
  */
 data class ClientRecord(
@@ -50,6 +50,7 @@ data class ClientRecord(
     val held: Int = NOTHING,
     val adapter: ByteArray = ByteArray(0),
     val own: ByteArray = ByteArray(0),
+    val cohort: Int = 0,
     val codecs: Map<String, CodecMemory> = emptyMap(),
     val pending: List<Pending> = emptyList(),
     val history: List<Scored> = emptyList(),
@@ -64,19 +65,19 @@ data class ClientRecord(
 
     override val form get() = ClientRecord
     override fun fields() = listOf(
-        client, task, held, adapter, own, codecs, pending, history, ownHistory, rounds, trainSeconds, sent, received,
+        client, task, held, adapter, own, cohort, codecs, pending, history, ownHistory, rounds, trainSeconds, sent, received,
     )
 
     companion object : Form<ClientRecord>(
         "ClientRecord", "client" to Kind.Text, "task" to Kind.Text, "held" to Kind.Whole, "adapter" to Kind.Bytes,
-        "own" to Kind.Bytes, "codecs" to Kind.MapOf(Kind.Record { CodecMemory }),
+        "own" to Kind.Bytes, "cohort" to Kind.Whole, "codecs" to Kind.MapOf(Kind.Record { CodecMemory }),
         "pending" to Kind.ListOf(Kind.Record { Pending }), "history" to Kind.ListOf(Kind.Record { Scored }),
         "own_history" to Kind.ListOf(Kind.Record { Scored }),
         "rounds" to Kind.Whole, "train_seconds" to Kind.Real, "sent" to Kind.MapOf(Kind.Whole),
         "received" to Kind.MapOf(Kind.Whole),
     ) {
         override fun make(v: Values) = ClientRecord(
-            v["client"], v["task"], v.int("held"), v["adapter"], v["own"], v["codecs"], v["pending"],
+            v["client"], v["task"], v.int("held"), v["adapter"], v["own"], v.int("cohort"), v["codecs"], v["pending"],
             v["history"], v["own_history"], v.int("rounds"), v["train_seconds"], v["sent"], v["received"],
         )
     }

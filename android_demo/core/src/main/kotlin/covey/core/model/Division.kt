@@ -9,7 +9,7 @@ enum class Label { SHARED, PERSONAL, FIXED, FRESH, COHORT }
 /**
  * Which entries of an adapter travel, as a task's [Sharing] says. Shared tensors travel both ways; personal ones are
  * trained here and never leave; fixed ones keep their seeded start; fresh ones start anew each round and travel up only; of
- * cohort ones there is a copy for each group of devices, all published, and a device takes and sends that of its own.
+ * cohort ones there is a copy for each group of devices, and a device downloads and sends that of its own.
  *
  * All vectors are parts of one space: the adapter at the task's largest rank, the cohorts' copies (`cohort0.` before the
  * names), and the second adapter (`second.`). Factors beyond that rank are zeros and never travel. The same as Python's `covey_shared.sharing`, name by name.
@@ -49,11 +49,30 @@ class Division(val adapter: Layout, private val second: Layout?, val sharing: Sh
         Layout(held.tensors + copies + beside)
     }
 
-    /** What devices download. */
+    /** What the server publishes: shared tensors, the cohorts' copies and the second adapter. */
     val published: Layout by lazy {
         val own = held.tensors.size
         Layout(space.tensors.take(own).filter { label(it) == Label.SHARED } + space.tensors.drop(own))
     }
+
+    /** Of what is published, what all devices download: all without cohorts, null where they have all. */
+    val common: Layout? by lazy {
+        val copies = (0 until sharing.cohorts).flatMap { copies(it).tensors }.map { it.name }.toSet()
+        published.tensors.filter { it.name !in copies }.ifEmpty { null }?.let(::Layout)
+    }
+
+    /** The copies of one cohort. */
+    fun copies(cohort: Int): Layout =
+        Layout(held.tensors.filter { label(it) == Label.COHORT }.map { it.copy(name = "cohort$cohort.${it.name}") })
+
+    /** What a device of this cohort downloads, one after the other: layouts, with the cohort where it is copies. */
+    fun downloads(cohort: Int): List<Pair<Layout, Int?>> {
+        val shared = listOfNotNull(common).map { it to null }
+        return if (sharing.cohorts > 0) shared + (copies(cohort) to cohort) else shared
+    }
+
+    /** What a device of this cohort holds of a version: what all have, then its cohort's copies. */
+    fun downloaded(cohort: Int): Layout = Layout(downloads(cohort).flatMap { it.first.tensors })
 
     /** What a device trains in a round: the phase's tensors and its personal ones. */
     fun trained(round: Int): Layout = Layout(held.tensors.filter { moves(it, round) })
@@ -75,12 +94,12 @@ class Division(val adapter: Layout, private val second: Layout?, val sharing: Sh
     fun start(adapterStart: FloatArray): FloatArray = everything(adapterStart).at(space.positions(published))
 
     /**
-     * The whole adapter of this device and the second one, if the task has one: a [version] of what is published laid over
+     * The whole adapter of this device and the second one, if the task has one: a [version] that it downloaded laid over
      * the start, [own] personal tensors, and [fresh], the start of those that begin anew in the round.
      */
     fun whole(adapterStart: FloatArray, version: FloatArray, own: FloatArray, cohort: Int, fresh: FloatArray?): Pair<FloatArray, FloatArray?> {
         val all = everything(adapterStart)
-        all.put(space.positions(published), version)
+        all.put(space.positions(downloaded(cohort)), version)
         val anew = fresh?.let(::cut)
         held.tensors.forEachIndexed { i, tensor ->
             val (from, to) = held.offsets[i] to held.offsets[i] + tensor.size

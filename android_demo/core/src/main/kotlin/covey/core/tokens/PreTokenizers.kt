@@ -19,7 +19,7 @@ internal fun preTokenizerOf(part: Component): PreTokenizer = when (part.type) {
     "Punctuation" -> Behavior.of(part).let { how -> { piece -> cut(piece, how, CodePoints.PUNCTUATION::contains) } }
     "Digits" -> (if (part.flag("individual_digits", false)) Behavior.ISOLATED else Behavior.CONTIGUOUS)
         .let { how -> { piece -> cut(piece, how, ::isNumeric) } }
-    "CharDelimiterSplit" -> part.text("delimiter").codePointAt(0).let { sign -> { piece -> cut(piece, Behavior.REMOVED) { it == sign } } }
+    "CharDelimiterSplit" -> part.text("delimiter").ifEmpty { part.damaged("delimiter") }.codePointAt(0).let { sign -> { piece -> cut(piece, Behavior.REMOVED) { it == sign } } }
     "Metaspace" -> metaspace(part)
     "Split" -> split(part)
     else -> part.unsupported()
