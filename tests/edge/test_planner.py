@@ -177,6 +177,23 @@ def test_the_first_cut_keeps_each_rank_and_kind() -> None:
     assert len({job.choice.sends for job in stage[1]}) == 5
 
 
+def test_pilots_that_learn_nothing_are_made_longer() -> None:
+    """Three times the rounds until the loss is below that of the start; then nothing shorter is run."""
+    search = search_of(20_000)._replace(before=4.0)
+
+    def slow(job: Job) -> Found:
+        return Found((4.0 if job.rounds < 6 else 3.0 + 0.01 * job.choice.rank,) * 2, 0.0, 100, 1, 1, 0)
+
+    results: dict[Job, Found] = {}
+    finish(search, slow, results)
+    assert sum(job.rounds == search.rungs[0] for job in results) == len(RATES)
+    assert sum(job.rounds == 6 for job in results) > 2 * len(RATES)
+    assert halving.recommend(search, results) is not None
+    flat: dict[Job, Found] = {}
+    finish(search, lambda job: Found((4.0,) * 2, 0.0, 100, 1, 1, 0), flat)
+    assert {job.rounds for job in flat} == set(search.rungs), "that nothing is learned at all comes to an end too"
+
+
 def test_of_equals_the_one_with_the_fewest_bytes() -> None:
     a, b, c = (Choice(rank, "sign", "sign", "version", 1e-3) for rank in (4, 2, 1))
     results = {

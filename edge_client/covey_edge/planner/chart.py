@@ -8,6 +8,7 @@ from typing import Any
 from covey_edge.planner.halving import Found, Job, Results, Search, longest
 from covey_edge.planner.space import Choice
 
+CURVES = 6  # that the picture shows
 MARKS = {"all": "o", "top": "^", "important": "v", "segments": "s", "adaptive": "D"}
 
 
@@ -64,12 +65,13 @@ def _scatter(axes: Any, results: Results, chosen: Job, budget: int, colours: Any
 
 def _curves(axes: Any, results: Results, chosen: Job, before: float) -> None:
     axes.set_prop_cycle(color=["tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:cyan"])
-    for choice in {job.choice: None for job in results if job.rounds == chosen.rounds}:
+    order = sorted((found.loss, job.choice) for job, found in results.items() if job.rounds == chosen.rounds)
+    for choice in dict.fromkeys([*(choice for _, choice in order[:CURVES]), chosen.choice]):
         mine = sorted((job.rounds, found) for job, found in results.items() if job.choice == choice)
         xs = [0.0, *(rounds * (found.sent + found.received) / 1e3 for rounds, found in mine)]
         style = {"linewidth": 3.0, "color": "red"} if choice == chosen.choice else {"linewidth": 1.0}
         axes.plot(xs, [before, *(found.loss for _, found in mine)], marker=".", label=choice.words, **style)
-    axes.set(xlabel="kB a device so far, up and down", title="the longest pilots")
+    axes.set(xlabel="kB a device so far, up and down", title="the best of the longest pilots")
     axes.legend(fontsize=7)
 
 

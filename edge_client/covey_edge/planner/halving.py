@@ -3,7 +3,8 @@
 All of it is a function of what was found so far, so a plan that was killed goes on where it was, and the number of
 pilots that run at the same time changes nothing. The stages:
 
-1. `rates`: one choice at every rate, for a few rounds.
+1. `rates`: one choice at every rate, for a few rounds; for three times as many where these teach nothing, and all that
+   follows then begins with so many.
 2. `first`: many choices at the best of these rates, as few rounds.
 3. `around`: neighbours of the best: another rate, another server, rank traded against density (as FLASC-Search does).
 4. `then`: a third goes on for three times the rounds, and again. At the first cut the best of each rank and of each way
@@ -26,6 +27,7 @@ from covey_edge.planner.sizes import Pair, at_other_ranks, population, promising
 from covey_edge.planner.space import RATES, Choice, neighbours
 
 ETA = 3
+LEARNED = 0.02  # of the loss at the start: less is what pilots differ by that have learned nothing yet
 EQUAL = 0.01  # of what was learned: a difference that is not worth more bytes
 LEADERS = 3  # choices whose neighbours are tried
 
@@ -100,10 +102,14 @@ def next_stage(search: Search, results: Results) -> Stage | None:
 
 def _stages(search: Search, results: Results) -> list[Stage]:
     """The stages as far as they are known: each follows from the results of those before it."""
-    kinds, first = promising(search.pairs), search.rungs[0]
-    out: list[Stage] = [("rates", [Job(choice, first) for choice in probes(search, kinds)])]
-    if not _done(out, results):
-        return out
+    kinds, out = promising(search.pairs), list[Stage]()
+    for first in search.rungs:
+        out.append(("rates", [Job(choice, first) for choice in probes(search, kinds)]))
+        if not _done(out, results):
+            return out
+        if learned(search, results, out[-1][1]):
+            break
+    search = search._replace(rungs=search.rungs[len(out) - 1 :])
     rate = best_rate(search, kinds, results)
     begun = population(kinds, search.pilots, rate, search.since)
     out.append(("first", [Job(choice, first) for choice in begun]))
@@ -123,6 +129,12 @@ def _stages(search: Search, results: Results) -> list[Stage]:
 
 def _done(stages: Sequence[Stage], results: Results) -> bool:
     return all(job in results for _, jobs in stages for job in jobs)
+
+
+def learned(search: Search, results: Results, jobs: Sequence[Job]) -> bool:
+    """Whether the best of these pilots is clearly below the loss of version 0: else their order is chance."""
+    best = min(results[job].loss for job in jobs)
+    return math.isinf(search.before) or best < search.before * (1 - LEARNED)
 
 
 def probes(search: Search, kinds: Sequence[Sequence[Pair]]) -> list[Choice]:

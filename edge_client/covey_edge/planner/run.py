@@ -147,7 +147,7 @@ def _search(
     with closing(team) if team else closing(_Nothing()):
         while stage_ := halving.next_stage(search, notes.results):
             name, jobs = stage_
-            notes.drop_states(_alive(search, notes.results, jobs))
+            notes.drop_states(_alive(notes.results, jobs))
             watch.stage(name, jobs)
             for job, found in _until(run(jobs, watch.round), until):
                 notes.add(job, found)
@@ -170,12 +170,9 @@ def _until(results: Iterable[tuple[Job, Found]], until: float) -> Iterator[tuple
             return
 
 
-def _alive(search: Search, results: halving.Results, jobs: list[Job]) -> set[Choice]:
-    """The choices that may still go on: those of this stage, and all that were tried while the first round lasts."""
-    coming = {job.choice for job in jobs}
-    if jobs and jobs[0].rounds == search.rungs[0]:
-        coming |= {job.choice for job in results}
-    return coming
+def _alive(results: halving.Results, jobs: list[Job]) -> set[Choice]:
+    """The choices that may still go on: those of this stage, and those that have come as far as it goes."""
+    return {job.choice for job in jobs} | {job.choice for job in results if job.rounds >= jobs[0].rounds}
 
 
 def _any(fit: list[sizes.Pair], since: str) -> Choice:

@@ -7,9 +7,11 @@ from tqdm import tqdm
 
 from covey_edge.events import printable
 from covey_edge.planner import chart
-from covey_edge.planner.halving import Found, Job
+from covey_edge.planner.halving import LEARNED, Found, Job
 from covey_edge.planner.run import PICTURE, RESULT, TASK, Options, Plan, Watch, plan
 from covey_edge.planner.sizes import parse_bytes
+
+POOR = "  the pilots learned next to nothing: give them more --rounds or --steps before you trust this"
 
 
 def run(options: Options, out: TextIO, err: TextIO) -> int:
@@ -91,6 +93,7 @@ def summary(options: Options, made: Plan) -> str:
     picture = f", {folder / PICTURE}" if (folder / PICTURE).exists() else ""
     if not picture:
         print("no picture: it needs matplotlib (pip install matplotlib)", file=sys.stderr)
+    poor = [] if found.loss < made.before * (1 - LEARNED) else [POOR]
     return "\n".join([
         chart.table(made.search, made.results, made.chosen),
         "",
@@ -99,6 +102,7 @@ def summary(options: Options, made: Plan) -> str:
         f"(asked for: {made.search.budget:,})",
         f"  held-out loss {made.before:.4f} -> {found.loss:.4f} nats after {made.chosen.rounds} rounds",
         f"  {folder / TASK}; all pilots: {folder / RESULT}{picture}",
+        *poor,
         "",
         f"Serve it:\n  covey serve {folder / TASK}",
     ])  # fmt: skip
