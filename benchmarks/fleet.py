@@ -6,6 +6,7 @@ HTTP/1.1, Ed25519 over method, path, query and digest, a nonce of the server's i
 """
 
 import asyncio
+import sys
 import time
 from urllib.parse import urlsplit
 
@@ -13,6 +14,7 @@ from covey_shared.keys import PrivateKey
 from covey_shared.messages import Assignment, CheckIn, Enroll, Hello, Receipt, Spec, Update
 from covey_shared.signing import sign_request
 
+LINUX = sys.platform == "linux"
 MEDIA = "Content-Type: application/msgpack\r\n"
 
 
@@ -65,11 +67,13 @@ class Device:
         self._layout, self._codec, self._parts = layout, codec, parts
         self.receipts: list[bytes] = []
 
-    async def connect(self, url: str) -> None:
-        """Open the connection, and enrol the key."""
+    async def connect(self, url: str, number: int) -> None:
+        """Open the connection, and enrol the key. On Linux from a loopback address of its own, as devices have."""
         place = urlsplit(url)
         self._host = f"{place.hostname}:{place.port}"
-        _, self._link = await asyncio.get_running_loop().create_connection(Link, place.hostname, place.port)
+        _, self._link = await asyncio.get_running_loop().create_connection(
+            Link, place.hostname, place.port, local_addr=(f"127.0.1.{number % 250 + 1}", 0) if LINUX else None
+        )
         hello = Hello.from_bytes(await self._ask("GET", "/v1/hello", b""))
         self._nonce = hello.nonce
         await self._ask("POST", "/v1/enroll", Enroll(client=self.name, code="").to_bytes())
