@@ -7,7 +7,8 @@ synced and committed before each receipt. The fleet is one process (fleet.py: HT
 device), so the two share the machine's cores. A round: every device checks in, then all upload. The rate is that of the
 uploads, from the first byte to the last receipt; beside it stands the rate with check-ins, waiting and folding.
 Receipts per core-second count the CPU time of the server's process alone, which neighbours on the machine do not change
-much; seconds they do. `fold` is decoding and averaging alone, in this process on one core.
+much; seconds they do. `fold` is averaging alone, in this process on one core: of updates that were decoded when they
+came, as a server has most of them, and from their bytes, as after a restart.
 
 With --flower, Flower beside it in the same run: benchmarks/flower_rounds.py says how it is started. Nobody trains.
 """

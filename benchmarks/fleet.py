@@ -71,9 +71,9 @@ class Device:
         """Open the connection, and enrol the key. On Linux from a loopback address of its own, as devices have."""
         place = urlsplit(url)
         self._host = f"{place.hostname}:{place.port}"
-        _, self._link = await asyncio.get_running_loop().create_connection(
-            Link, place.hostname, place.port, local_addr=(f"127.0.1.{number % 250 + 1}", 0) if LINUX else None
-        )
+        own = (f"127.0.1.{number % 250 + 1}", 0) if LINUX else None
+        loop = asyncio.get_running_loop()
+        _, self._link = await loop.create_connection(Link, place.hostname or "", place.port or 80, local_addr=own)
         hello = Hello.from_bytes(await self._ask("GET", "/v1/hello", b""))
         self._nonce = hello.nonce
         await self._ask("POST", "/v1/enroll", Enroll(client=self.name, code="").to_bytes())

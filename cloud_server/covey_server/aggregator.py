@@ -18,19 +18,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from covey_server import access, control, downloads, engine, recipe, rounds, sections, store
+from covey_server import access, control, engine, intake, recipe, rounds, store
 from covey_server.failpoints import failpoint
-from covey_server.kept import Decoded
 from covey_server.metrics import Metrics
 from covey_server.publish import publish_adapter
 from covey_server.refusals import Refused
 from covey_server.regroup import cohort_of
 from covey_server.run import Run, buffer_rules, store_version
+from covey_server.shelf import Shelf
 from covey_server.traffic import Traffic
-from covey_server.validation import check_layout, max_upload_bytes, read_entries, read_update
+from covey_server.validation import check_layout, max_upload_bytes
 from covey_server.versions import next_version
 from covey_shared.layout import Vector
-from covey_shared.messages import PROTOCOL, Assignment, CheckIn, Evaluation, Receipt, Step, Task
+from covey_shared.messages import PROTOCOL, Assignment, CheckIn, Evaluation, Receipt, Task
 
 log = logging.getLogger("covey.server")
 
@@ -61,7 +61,7 @@ class Aggregator:
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.publish_dir = publish_dir
         self._progress = progress
-        self._cache = downloads.Cache(limit=max(2**26, 16 * run.layout.size))
+        self.shelf = Shelf(run)
         self._decoding = asyncio.Semaphore(1)  # memory: one decoded update at a time
         every = (run.divided.uploads, *run.divided.tiers.values())
         self._is_soon = max(codec.max_entries for codecs in every for codec in codecs.values()) <= SOON_ENTRIES
@@ -135,10 +135,11 @@ class Aggregator:
         """
         run = self.run
         if len(body) <= SOON_BYTES and self._is_soon:
-            row, refused, decoded = self._read(round_, client, body, sha256)
+            row, refused, decoded = intake.read(run, self.state, round_, client, body, sha256)
         else:
             async with self._decoding:
-                row, refused, decoded = await asyncio.to_thread(self._read, round_, client, body, sha256)
+                what = (run, self.state, round_, client, body, sha256)
+                row, refused, decoded = await asyncio.to_thread(intake.read, *what)
         if refused is None:
             work = access.if_welcome(client, store.accept)
             verdict = await run.db.do(work, row, body, run.segments, self._buffers)
@@ -146,7 +147,7 @@ class Aggregator:
             known = await run.db.do(store.known, row)
             verdict = known if known is not None else store.Verdict(refused.code)
         if verdict.row is None:
-            raise Refused(*(refused or self._closed(row)))
+            raise Refused(*(refused or intake.closed(run, self.state, row)))
         if verdict.kind == "accepted":
             if decoded is not None:
                 run.kept.put(row.sha256, decoded)
@@ -165,46 +166,9 @@ class Aggregator:
         return None
 
     def _receipt(self, stored: store.UpdateRow, sha256: str, kind: str) -> Receipt:
-        """The answer for bytes with this digest, where `stored` is what is counted."""
-        if kind == "conflict":
-            log.warning("other bytes for round %d than those counted: %s, not %s", stored.round, sha256, stored.sha256)
-            raise Refused(
-                "conflict",
-                f"round {stored.round} already has an update of device {stored.client} with digest {stored.sha256}, "
-                f"this one has {sha256}; drop it and check in again",
-            )
+        receipt = intake.receipt(stored, sha256, kind)
         self.metrics.updates.labels(kind).inc()
-        return Receipt(
-            status=kind, round=stored.round, digest=sha256, payload_bytes=stored.bytes, version=stored.counted_in,
-            staleness=stored.staleness,
-        )  # fmt: skip
-
-    def _read(
-        self, round_: int, client: str, body: bytes, sha256: str
-    ) -> tuple[store.UpdateRow, engine.Refuse | None, Decoded | None]:
-        """The row of an update, and either why it may not count or what it says. Changes nothing.
-
-        Raises Refused, MessageError or PayloadError. May run in a thread: the state that it sees is immutable, and the
-        store looks again.
-        """
-        run = self.run
-        update = read_update(body, round_, client, run.divided.allowed(round_), run.divided.codecs)
-        refused = run.machine.admits(self.state, client, round_, update.version)
-        decoded = None
-        if refused is None:
-            codec = run.divided.upload(update.layout, update.codec)
-            entries = read_entries(update, codec, run.task.round.max_norm)
-            decoded = Decoded(entries, update.layout)
-        row = store.UpdateRow(
-            round_, client, sha256, len(body), update.examples, update.steps,
-            update.loss_before, update.loss_after, update.seconds, update.version,
-        )  # fmt: skip
-        return row, refused, decoded
-
-    def _closed(self, row: store.UpdateRow) -> engine.Refuse:
-        """Why the store did not take an update that the engine would have: a version was closed in between."""
-        refused = self.run.machine.admits(self.state, row.client, row.round, row.version)
-        return refused or engine.Refuse("late", f"round {row.round} is closed; check in again")
+        return receipt
 
     async def take_evaluation(self, message: Evaluation) -> None:
         """PUT /v1/evaluations/{version}/{client}. Said again, the last one counts."""
@@ -218,40 +182,7 @@ class Aggregator:
 
     async def adapter(self, version: int, held: int, cohort: int | None, client: str) -> bytes:
         """GET /v1/adapter/{version}?held=H: the bytes of the Adapter message, with `cohort` of its cohort's copies."""
-        if not 0 <= version < len(self.versions):
-            raise _unknown_version(version, len(self.versions) - 1)
-        number, server = self._section(cohort, client), self.server
-        section = self.run.recipe.sections[number]
-        rows = [sections.row_of(row, number) for row in self.versions]
-        chosen = downloads.plan(rows, held, version, 4 * section.layout.size)._replace(section=number)
-
-        def make() -> bytes:
-            whole = recipe.whole(server.view[section.where], version, section.exact) if chosen.whole else None
-            plan = chosen if whole or not chosen.whole else downloads.plan(rows, held, version, 2**62)
-            steps = [whole] if whole else [self._step(v, number) for v in plan.steps]
-            return downloads.message(plan, rows, section.layout.digest, steps)
-
-        return await self._cache.get(chosen, lambda: asyncio.to_thread(make))
-
-    def _section(self, cohort: int | None, client: str) -> int:
-        """The section that a device asks for. A cohort must be its own; it may have changed since it checked in."""
-        grouping, common = self.run.grouping, self.run.divided.division.common
-        if cohort is None and common:
-            return 0
-        if grouping is None or cohort is None:
-            have = "no cohorts" if grouping is None else "nothing that all cohorts have"
-            raise Refused("bad_message", f"this task has {have}, so there is no such adapter")
-        own = cohort_of(grouping, self.server.cohorts, client)
-        if cohort != own:
-            raise Refused("conflict", f"cohort {cohort} is not that of {client}, which is {own} now; check in again")
-        return cohort + (1 if common else 0)
-
-    def _step(self, version: int, section: int) -> Step:
-        """A section of a published step, from its blob."""
-        digest = self.versions[version].step
-        assert digest is not None
-        step = Step.from_bytes(self.run.blobs.get(digest))
-        return step if len(self.run.recipe.sections) == 1 else sections.step_of(step, section)
+        return await self.shelf.adapter(self.server, self.versions, version, held, cohort, client)
 
     # What time brings.
 
@@ -429,7 +360,3 @@ def in_words(losses: Mapping[str, float]) -> str:
     """Held-out losses by kind, for a line of text."""
     own = f" ({losses['personal']:.4f} with devices' own)" if "personal" in losses else ""
     return f"held-out loss {losses['global']:.4f}{own}" if "global" in losses else f"held-out loss{own}"
-
-
-def _unknown_version(version: int, head: int) -> Refused:
-    return Refused("wrong_version", f"version {version} does not exist, the head is {head}")

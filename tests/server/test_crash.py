@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from covey_server import aggregator, failpoints, segments
+from covey_server import failpoints, intake, segments
 from covey_shared.bundle import Bundle
 from covey_shared.messages import Receipt
 from tests.helpers_crash import PLACES, POINTS, Campaign
@@ -60,7 +60,7 @@ def test_nothing_is_acknowledged_before_it_is_synced_and_committed(
             return Receipt(**fields)  # type: ignore[arg-type]
 
         monkeypatch.setattr(segments, "sync_file", log_sync)
-        monkeypatch.setattr(aggregator, "Receipt", log_receipt)
+        monkeypatch.setattr(intake, "Receipt", log_receipt)
         server.aggregator.run.db.run(lambda c: c.set_trace_callback(lambda text: order.append(text.split()[0])))
         order.clear()
         assert device.upload(1, body).status == 200

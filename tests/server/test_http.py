@@ -321,7 +321,7 @@ def test_an_adapter_message_is_encoded_once(tmp_path: Path) -> None:
         bodies = {call(server.url, "GET", "/v1/adapter/0?held=-1").body for _ in range(3)}
         assert len(bodies) == 1
         assert Adapter.from_bytes(bodies.pop()).layout == LAYOUT.digest
-        assert len(server.aggregator._cache._done) == 1
+        assert len(server.aggregator.shelf.cache._done) == 1
 
 
 def test_the_page_escapes_what_strangers_say(tmp_path: Path) -> None:
