@@ -48,8 +48,9 @@ from covey_server.task_file import DefenceSection
 from covey_shared.bundle import Bundle
 from covey_shared.codec import codec_from_spec, error_feedback, presets
 from covey_shared.layout import Vector
-from covey_shared.messages import LocalConfig, Scalar
+from covey_shared.messages import LocalConfig
 from covey_shared.prng import derive
+from covey_shared.schema import Scalar
 
 CLASSES = 10
 ATTACKS = ("absent", "sign flip", "scale 100", "a little", "label flip")

@@ -36,8 +36,9 @@ from covey_shared.bundle import Bundle
 from covey_shared.codec import codec_from_spec, error_feedback, presets
 from covey_shared.codec.chain import Codec
 from covey_shared.layout import Layout, Vector, vector_digest
-from covey_shared.messages import Adapter, LocalConfig, Scalar, Spec, Step, Update
+from covey_shared.messages import Adapter, LocalConfig, Spec, Step, Update
 from covey_shared.prng import derive
+from covey_shared.schema import Scalar
 
 
 class Method(NamedTuple):

@@ -24,7 +24,6 @@ from covey_shared.messages import (
     Evaluation,
     Hello,
     LocalConfig,
-    Message,
     Receipt,
     Refusal,
     Spec,
@@ -32,6 +31,7 @@ from covey_shared.messages import (
     Task,
     Update,
 )
+from covey_shared.schema import Message
 
 VOCABULARY, RANK = 259, 4
 BYTES = Tokenizer(kind="bytes", offset=3, vocab_size=VOCABULARY, pad_id=0, eos_id=1)

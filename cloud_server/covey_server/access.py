@@ -17,7 +17,7 @@ from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from covey_server.refusals import Refused
 from covey_shared.errors import UsageError
-from covey_shared.messages import check_name
+from covey_shared.schema import check_name
 
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32: no I, L, O, U
 GROUPS, GROUP = 5, 4  # 20 characters are 100 bits: beyond guessing, and still typed in half a minute

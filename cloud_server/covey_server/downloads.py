@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from covey_server.refusals import Refused
 from covey_server.store import VersionRow
-from covey_shared.messages import MAX_ITEMS, Adapter, Step
+from covey_shared.messages import Adapter, Step
+from covey_shared.schema import MAX_ITEMS
 
 
 class Plan(NamedTuple):

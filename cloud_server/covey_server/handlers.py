@@ -18,7 +18,8 @@ from covey_server.refusals import MEDIA_TYPE, Refused
 from covey_server.traffic import UNNAMED
 from covey_shared.bundle import MANIFEST
 from covey_shared.bundle_signature import read_signatures
-from covey_shared.messages import PROTOCOL, CheckIn, Enroll, Enrolled, Evaluation, Hello, Message, check_name
+from covey_shared.messages import PROTOCOL, CheckIn, Enroll, Enrolled, Evaluation, Hello
+from covey_shared.schema import Message, check_name
 
 AGGREGATOR = web.AppKey("aggregator", Aggregator)
 BUDGET = web.AppKey("budget", Budget)

@@ -12,7 +12,7 @@ import numpy as np
 from covey_server.cohorts import Cohorts, cluster
 from covey_shared.errors import TaskFileError
 from covey_shared.layout import Layout, Vector
-from covey_shared.messages import Scalar
+from covey_shared.schema import Scalar
 from covey_shared.sharing import COHORT, Division
 
 

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from covey_server.policies import POLICIES
 from covey_server.toml_checks import Defaults, Table, in_range, known, like, named, one_of, positive, typed
 from covey_shared.errors import MessageError, TaskFileError
-from covey_shared.messages import LocalConfig, Scalar
+from covey_shared.messages import LocalConfig
+from covey_shared.schema import Scalar
 
 # Arguments of each server optimizer with their defaults. An optimizer takes these and no others.
 OPTIMIZERS: dict[str, dict[str, float]] = {

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from covey_shared.errors import MessageError, TaskFileError
-from covey_shared.messages import Scalar, check_name
+from covey_shared.schema import Scalar, check_name
 
 Table = Mapping[str, Any]
 Defaults = Mapping[str, Mapping[str, Scalar]]

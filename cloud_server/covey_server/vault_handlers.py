@@ -18,7 +18,8 @@ from covey_server.limits import Rate
 from covey_server.policy import DEVICE, SAFE, SAME, Policy, Route
 from covey_server.refusals import Refused
 from covey_server.run import Run
-from covey_shared.messages import Vault, check_digest
+from covey_shared.messages import Vault
+from covey_shared.schema import check_digest
 
 LARGEST = 64 * 2**20  # bytes of any vault: 14 million personal entries
 AROUND = 4096  # bytes that encryption and the message add, beside padding by an eighth

@@ -17,11 +17,11 @@ from covey_shared.messages import (
     Enrolled,
     Evaluation,
     Hello,
-    Message,
     Receipt,
     Task,
     Vault,
 )
+from covey_shared.schema import Message
 
 M = TypeVar("M", bound=Message)
 VAULT = "vault"

@@ -31,8 +31,9 @@ from covey_edge.trainers.ranked import at_rank
 from covey_shared.bundle import Bundle
 from covey_shared.errors import UsageError
 from covey_shared.layout import Layout, Vector, vector_digest
-from covey_shared.messages import LocalConfig, Message
+from covey_shared.messages import LocalConfig
 from covey_shared.prng import derive
+from covey_shared.schema import Message
 
 STATE, FLAT, RESULT = ".covey", "adapter.flat", "result.json"
 Say = Callable[[str], None]

@@ -29,7 +29,8 @@ from covey_edge.state import Client, StateFolder, new_client, open_folder, write
 from covey_edge.trainers import choose_runtime, open_trainer, require_runtime
 from covey_edge.transport import Backoff, Traffic, Transport, connect, server_url
 from covey_shared.errors import UsageError
-from covey_shared.messages import Task, check_name
+from covey_shared.messages import Task
+from covey_shared.schema import check_name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from covey_edge.optim import OptimizerState
 from covey_edge.versions import NOTHING, Held
 from covey_shared.errors import MessageError, UsageError
 from covey_shared.layout import Vector
-from covey_shared.messages import Message
+from covey_shared.schema import Message
 
 MAGIC, FORMAT = b"COVEYST", 1
 HISTORY = 2000  # evaluations kept; version 0 always is

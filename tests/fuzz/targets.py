@@ -25,7 +25,8 @@ from covey_shared.errors import BundleError, MessageError, PayloadError, RemoteE
 from covey_shared.keys import PublicKey
 from covey_shared.layout import Layout, Tensor
 from covey_shared.manifest import Manifest
-from covey_shared.messages import Message, Update
+from covey_shared.messages import Update
+from covey_shared.schema import Message
 from covey_shared.signing import parse_signed, verify_request
 from tests.helpers_shared import vectors
 

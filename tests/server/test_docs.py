@@ -13,9 +13,9 @@ from covey_server.handlers import ROUTES
 from covey_server.metrics import Metrics
 from covey_server.refusals import CODES
 from covey_server.run import spec_of
-from covey_shared import messages
+from covey_shared import messages, schema
 from covey_shared.codec import codec_from_spec
-from covey_shared.messages import Message
+from covey_shared.schema import Message
 from tests import render_faults
 from tests.helpers_server import LAYOUT
 
@@ -66,7 +66,7 @@ def test_every_refusal_is_described_with_its_status() -> None:
 
 
 def test_limits_are_those_of_the_code() -> None:
-    for number in (bodies.SMALL, messages.MAX_ITEMS, messages.MAX_ALL, messages.MAX_TEXT, bodies.SLOWEST_BYTES_S):
+    for number in (bodies.SMALL, schema.MAX_ITEMS, schema.MAX_ALL, schema.MAX_TEXT, bodies.SLOWEST_BYTES_S):
         assert f"{number:,}" in PROTOCOL
     assert f"After {bodies.IDLE_S:g} seconds" in PROTOCOL
     assert f"after {bodies.SLOW_AFTER_S:g} seconds" in PROTOCOL

@@ -18,7 +18,8 @@ from covey_shared.codec.chain import Reach, State
 from covey_shared.entries import Entries
 from covey_shared.errors import CodecError, PayloadError
 from covey_shared.layout import Layout, Tensor
-from covey_shared.messages import Scalar, Spec, StageSpec
+from covey_shared.messages import Spec, StageSpec
+from covey_shared.schema import Scalar
 from tests.helpers_shared import layout_of
 
 

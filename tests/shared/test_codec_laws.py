@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from covey_shared.codec import STAGES, Codec, codec_from_spec, dump_state, error_feedback, load_state, presets
 from covey_shared.errors import CodecError
 from covey_shared.layout import Vector
-from covey_shared.messages import Scalar, Spec, StageSpec
+from covey_shared.messages import Spec, StageSpec
+from covey_shared.schema import Scalar
 from tests.helpers_shared import layout_of
 
 

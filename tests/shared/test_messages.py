@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from covey_shared import messages
 from covey_shared.errors import MessageError
-from covey_shared.messages import MAX_ITEMS, Message, Receipt, Task, Update
+from covey_shared.messages import Receipt, Task, Update
+from covey_shared.schema import MAX_ITEMS, Message
 from tests.vectors.make import MESSAGES
 
 TYPES = [type(message) for message in MESSAGES.values()]

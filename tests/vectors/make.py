@@ -38,7 +38,6 @@ from covey_shared.messages import (
     Evaluation,
     Hello,
     LocalConfig,
-    Message,
     Receipt,
     Refusal,
     Sharing,
@@ -48,6 +47,7 @@ from covey_shared.messages import (
     Update,
     Vault,
 )
+from covey_shared.schema import Message
 from tests.helpers_shared import LAYOUT, float_bits, layout_of
 from tests.vectors.packed_cases import LAYOUT_ID, SIZE, Pieces, lvl1_bad, lvl1_good, spk1_bad, spk1_good
 

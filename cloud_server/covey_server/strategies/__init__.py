@@ -18,7 +18,7 @@ from covey_server.strategies.robust import krum, median, trimmed_mean
 from covey_server.strategies.rolora import rolora
 from covey_server.strategies.space import Space
 from covey_shared.layout import Layout, Tensor
-from covey_shared.messages import Scalar
+from covey_shared.schema import Scalar
 
 __all__ = ["Space", "Strategy", "Sum", "fedavg", "flasc", "krum", "make_strategy", "median", "trimmed_mean"]
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from covey_shared.codec.chain import Reach, Stage, State
 from covey_shared.entries import Entries
 from covey_shared.errors import CodecError
-from covey_shared.messages import Scalar, StageSpec
+from covey_shared.messages import StageSpec
+from covey_shared.schema import Scalar
 
 
 def no_state(seed: int) -> State:
