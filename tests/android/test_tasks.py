@@ -137,6 +137,20 @@ def test_devices_that_fuse_two_adapters(
     assert np.allclose(logged(client, "evaluated"), losses(python, "ada", "global"), rtol=1e-3)
 
 
+def test_devices_of_two_cohorts(
+    spelled: Path,
+    runs: list[Run],
+    texts: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Ada has the copies of cohort 1 and grace those of cohort 0, which are published."""
+    more = '[strategy]\nname = "cohorts"\nsmallest = 1\npins = "ada=1 grace=0"\n'
+    python, jvm = (make(runs, tmp_path / n, spelled, texts, more) for n in ("python", "jvm"))
+    client = beside_python(python, jvm)
+    same_adapter(spelled, python, jvm, 1e-3)
+    assert np.allclose(logged(client, "evaluated"), losses(python, "ada", "global"), rtol=1e-3)
+
+
 def test_own_tensors_go_to_the_next_device_through_the_vault(
     spelled: Path,
     runs: list[Run],
