@@ -70,14 +70,11 @@ def _reached(points: Sequence[Sequence[float]], target: float) -> float | None:
 
 
 def equal(mine: Summary, dense: Summary, what: str = "accuracy") -> bool:
-    """Whether a method ends no worse than dense LoRA, within one standard error of the difference of the means.
+    """Whether a method's mean is no worse than dense LoRA's by more than the standard error of dense LoRA's mean.
 
-    Of a method with one seed the spread is taken to be dense LoRA's.
+    The method's own spread does not count: what differs a lot from seed to seed is not the more equal for it.
     """
-    spread = "spread" if what == "accuracy" else "loss_spread"
-    theirs = getattr(dense, spread) or 0.0
-    own = theirs if getattr(mine, spread) is None else getattr(mine, spread)
-    error = math.sqrt(theirs**2 / dense.seeds + own**2 / max(mine.seeds, 1))
+    error = (getattr(dense, "spread" if what == "accuracy" else "loss_spread") or 0.0) / math.sqrt(dense.seeds)
     gap = getattr(mine, what) - getattr(dense, what)
     return bool(gap >= -error if what == "accuracy" else gap <= error)
 
