@@ -23,7 +23,7 @@ SHARE = 0.99  # of dense LoRA's accuracy, the target that bytes are counted to
 
 
 class Summary(NamedTuple):
-    """A method on a task over its seeds. Bytes are means over seeds; `to_target` is None where a seed never got there.
+    """A method on a task over its seeds. Bytes are means over seeds; `to_target` is where the mean curve got there.
 
     `accuracy` and `loss` are of the last version on the larger part of the test set, `spread` the standard deviation of
     the accuracy over seeds (None for one seed). `best` is the best watched accuracy.
@@ -52,16 +52,19 @@ def summary(method: Method, lines: Sequence[Mapping[str, Any]], target: float) -
         rates = tuple(lines[0]["rates"])
         return Summary(method, 0, rates, nan, nan, None, None, nan, nan, nan, 0, None, lines[0]["failed"])
     ends = [line["points"][-1] for line in good]
-    reached = [_reached(line["points"][:-1], target) for line in good]
-    known = [r for r in reached if r is not None]
     return Summary(
         method=method, seeds=len(good), rates=tuple(good[0]["rates"]), loss=fmean(e[1] for e in ends),
         accuracy=fmean(e[2] for e in ends), spread=stdev(e[2] for e in ends) if len(good) > 1 else None,
         loss_spread=stdev(e[1] for e in ends) if len(good) > 1 else None,
         best=fmean(max(p[2] for p in line["points"][:-1]) for line in good), up=fmean(e[3] for e in ends),
         down=fmean(e[4] for e in ends), rounds=good[0]["rounds"],
-        to_target=fmean(known) if len(known) == len(good) else None, failed="",
+        to_target=_reached(_mean([line["points"][:-1] for line in good]), target), failed="",
     )  # fmt: skip
+
+
+def _mean(curves: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
+    """The mean of the seeds' watched points."""
+    return [[fmean(values) for values in zip(*points, strict=True)] for points in zip(*curves, strict=True)]
 
 
 def _reached(points: Sequence[Sequence[float]], target: float) -> float | None:

@@ -15,8 +15,8 @@ NAMES = {
     "ablation": "ablations", "tiers": "tiers of devices",
 }  # fmt: skip
 SHOWN = (
-    "dense-r16", "dense-r4", "dense-r1", "covey-r1", "covey-r2", "covey-levels-r2", "flasc-covey-both16",
-    "flasc-paper-both16", "flasc-paper-both4", "sign-r16", "sparseadapter-fair16",
+    "dense-r16", "dense-r4", "covey-r2", "covey-r2-coarse-long", "covey-levels2-r1-x1.3", "covey-r1-long",
+    "flasc-covey-both16", "flasc-paper-both16", "sign-r16", "sparseadapter-fair16", "fedselect-fair16",
 )  # fmt: skip
 STYLES = ("-", "--", ":", "-.")
 
