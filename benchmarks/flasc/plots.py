@@ -7,12 +7,13 @@ from typing import Any
 IMAGES = Path(__file__).parent.parent.parent / "docs" / "images"
 COLOURS = {  # Okabe and Ito's, which colour-blind readers tell apart
     "dense": "#000000", "covey": "#D55E00", "flasc-covey": "#009E73", "flasc-paper": "#0072B2", "pruning": "#CC79A7",
-    "quantised": "#E69F00", "ablation": "#56B4E9", "tiers": "#999999",
+    "quantised": "#E69F00", "ablation": "#56B4E9", "tiers": "#999999", "planned": "#F0E442",
 }  # fmt: skip
 NAMES = {
     "dense": "dense LoRA", "covey": "low rank, signs or levels", "flasc-covey": "FLASC, Covey's mode",
     "flasc-paper": "FLASC as published", "pruning": "pruning baselines", "quantised": "rank 16, quantised",
     "ablation": "ablations", "tiers": "tiers of devices",
+    "planned": "what covey plan chose",
 }  # fmt: skip
 SHOWN = (
     "dense-r16", "dense-r4", "covey-r2", "covey-r2-coarse-long", "covey-levels2-r1-x1.3", "covey-r1-long",
