@@ -44,7 +44,7 @@ from covey_server import recipe
 from covey_server.defence import guarded
 from covey_server.optimizers import make_optimizer
 from covey_server.strategies import make_strategy
-from covey_server.task_file import DefenceSection
+from covey_server.task_sections import DefenceSection
 from covey_shared.bundle import Bundle
 from covey_shared.codec import codec_from_spec, error_feedback, presets
 from covey_shared.layout import Vector

@@ -19,7 +19,7 @@ from covey_server import recipe, task_file
 from covey_server.division import Divided
 from covey_server.prepare import prepare
 from covey_server.regroup import Grouping
-from covey_server.task_file import TaskFile
+from covey_server.task_sections import TaskFile
 from covey_shared.codec import error_feedback
 from covey_shared.entries import Entries
 from covey_shared.layout import Vector

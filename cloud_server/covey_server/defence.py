@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from covey_server.task_file import DefenceSection
+from covey_server.task_sections import DefenceSection
 from covey_shared.entries import Entries
 
 Floats = NDArray[np.float64]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from covey_server.policies import patterns_of
 from covey_server.strategies import Space, Strategy
-from covey_server.task_file import PersonalSection
+from covey_server.task_sections import PersonalSection
 from covey_shared.bundle import Bundle
 from covey_shared.codec import Codec, codec_from_spec
 from covey_shared.entries import Entries

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from covey_server import task_file
+from covey_server import task_sections
 from covey_server.division import Divided, divide, space_of
 from covey_server.optimizers import make_optimizer
 from covey_server.recipe import Recipe
 from covey_server.regroup import Grouping, grouping_of
 from covey_server.sections import joined, sections_of
 from covey_server.strategies import make_strategy
-from covey_server.task_file import Named, TaskFile
+from covey_server.task_sections import Named, TaskFile
 from covey_shared.bundle import Bundle
 from covey_shared.codec import Codec, codec_from_spec, presets
 from covey_shared.errors import CodecError, TaskFileError
@@ -55,14 +55,14 @@ def prepare(task: TaskFile, bundle: Bundle) -> Prepared:
     return Prepared(task, divided, grouping, Recipe(strategy, optimizer, joined(sections), origin, sections))
 
 
-def spec_of(codec: task_file.Codec) -> Spec:
+def spec_of(codec: task_sections.Codec) -> Spec:
     """The stages that a task file names, presets spelled out."""
     if isinstance(codec, Named):
         return PRESETS[codec.name](**codec.args)
     return tuple(StageSpec(name=stage.name, args=stage.args) for stage in codec)
 
 
-def codec_of(section: str, codec: task_file.Codec, layout: Layout) -> Codec:
+def codec_of(section: str, codec: task_sections.Codec, layout: Layout) -> Codec:
     """The codec of [upload] or [download], checked against the layout."""
     try:
         return codec_from_spec(spec_of(codec), layout)

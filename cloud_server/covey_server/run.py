@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO
 
-from covey_server import buffers, recipe, rounds, sections, store, task_file
+from covey_server import buffers, recipe, rounds, sections, store, task_changes
 from covey_server.blobs import Blobs
 from covey_server.database import Database
 from covey_server.division import Divided
@@ -25,7 +25,7 @@ from covey_server.recipe import Recipe, ServerState
 from covey_server.regroup import Grouping
 from covey_server.schema import SCHEMA
 from covey_server.segments import Segments
-from covey_server.task_file import TaskFile
+from covey_server.task_sections import TaskFile
 from covey_shared.bundle import Bundle
 from covey_shared.codec import Codec
 from covey_shared.entries import Entries
@@ -226,7 +226,7 @@ def _check_identity(db: Database, task: TaskFile, bundle: Bundle, folder: Path) 
             f"the run in {folder} belongs to the bundle {meta['bundle'][:12]}, the task file names "
             f"{bundle.digest[:12]} ({bundle.folder}); restore that bundle, or {fresh}"
         )
-    key = task_file.changed_key(meta["task"], task, db.run(store.head_version))
+    key = task_changes.changed_key(meta["task"], task, db.run(store.head_version))
     if key is not None:
         raise TaskFileError(f"{key} differs from the run in {folder}; change it back, or {fresh}")
     if meta["task"] != task.to_json():

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
-from covey_server import connections, engine, logs, store, task_file
+from covey_server import connections, engine, logs, store, task_file, task_sections
 from covey_server.admin import make_admin
 from covey_server.aggregator import Aggregator, in_words
 from covey_server.app import GATE, RUNNER, make_app
@@ -191,7 +191,7 @@ def _signers(run: Run) -> tuple[PublicKey, ...]:
     return check_all((run.bundle.folder / MANIFEST).read_bytes(), read_signatures(run.bundle.folder))
 
 
-def _rounds(rounds: task_file.RoundSection) -> str:
+def _rounds(rounds: task_sections.RoundSection) -> str:
     """What a round waits for: with fewer devices than that nothing seems to happen."""
     if rounds.mode == "async":
         return f"a version is made of {rounds.buffer} updates ([round] buffer)"

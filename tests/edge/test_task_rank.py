@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from covey_edge.parts import share
 from covey_edge.state import vector_of
-from covey_server import task_file
+from covey_server import task_file, task_sections
 from covey_server.prepare import prepare
 from covey_shared.errors import TaskFileError
 from covey_shared.layout import vector_digest
@@ -34,7 +34,7 @@ STRATEGIES = {
 }
 
 
-def task_at(rank: int, more: str = "") -> task_file.TaskFile:
+def task_at(rank: int, more: str = "") -> task_sections.TaskFile:
     return task_file.parse(f'[task]\nbundle = "b"\nrank = {rank}\n{more}')
 
 

@@ -8,7 +8,7 @@ import pytest
 from covey_edge import calls
 from covey_edge.identity import open_key
 from covey_edge.transport import Refused, Traffic, connect
-from covey_server import task_file
+from covey_server import task_file, task_sections
 from covey_shared.errors import TaskFileError
 from covey_shared.layout import vector_digest
 from covey_shared.messages import Task
@@ -29,7 +29,7 @@ codec = [{name = "topk", density = 0.0625}, {name = "pack"}]
 OF = {"ann": "", "bob": "wifi", "cid": "metered"}
 
 
-def tiers(more: str, strategy: str = "fedavg") -> tuple[task_file.Tier, ...]:
+def tiers(more: str, strategy: str = "fedavg") -> tuple[task_sections.Tier, ...]:
     return task_file.parse(f'[task]\nbundle = "b"\n[strategy]\nname = "{strategy}"\n{more}').tiers
 
 

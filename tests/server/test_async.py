@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from covey_server import task_file
+from covey_server import task_changes, task_file
 from covey_shared.errors import TaskFileError
 from covey_shared.messages import Receipt, Refusal
 from tests.helpers_server import Device, Served, replay, run_to_end, served, status_of, write_task
@@ -101,4 +101,4 @@ def test_keys_of_the_other_mode_are_refused() -> None:
         task_file.parse(text + 'mode = "asink"\n')
     task = task_file.parse(text + 'mode = "async"\nbuffer = 3\nstaleness = "constant"\n')
     assert (task.round.buffer, task.round.max_staleness) == (3, 20)
-    assert task_file.changed_key(task.to_json(), task_file.parse(text), 0) == "round.mode"
+    assert task_changes.changed_key(task.to_json(), task_file.parse(text), 0) == "round.mode"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from covey_server import bodies, operation, task_file, upload_handlers
+from covey_server import bodies, operation, task_changes, task_file, task_sections, upload_handlers
 from covey_server.admin import ADMIN_ROUTES
 from covey_server.handlers import ROUTES
 from covey_server.metrics import Metrics
@@ -74,8 +74,8 @@ def test_limits_are_those_of_the_code() -> None:
 
 @pytest.mark.parametrize(
     ("heading", "cls"),
-    [("### [task]", task_file.TaskSection), ("### [round]", task_file.RoundSection),
-     ("### [client]", task_file.ClientSection), ("### [defence]", task_file.DefenceSection)],
+    [("### [task]", task_sections.TaskSection), ("### [round]", task_sections.RoundSection),
+     ("### [client]", task_sections.ClientSection), ("### [defence]", task_sections.DefenceSection)],
 )  # fmt: skip
 def test_every_key_is_described_with_its_default(heading: str, cls: Any) -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| ?`?([^|`]*?)`? \|", section(SERVER, heading), re.MULTILINE))
@@ -85,9 +85,9 @@ def test_every_key_is_described_with_its_default(heading: str, cls: Any) -> None
 
 def test_every_choice_is_described_with_its_arguments() -> None:
     for heading, table in (
-        ("### [strategy]", task_file.STRATEGIES),
-        ("### [server]", task_file.OPTIMIZERS),
-        ("### [upload] and [download]", task_file.PRESETS),
+        ("### [strategy]", task_sections.STRATEGIES),
+        ("### [server]", task_sections.OPTIMIZERS),
+        ("### [upload] and [download]", task_sections.PRESETS),
     ):
         text = section(SERVER, heading)
         for name, args in table.items():
@@ -108,10 +108,10 @@ def test_the_example_is_a_task() -> None:
 
 
 def test_what_may_change_is_what_the_code_lets_change() -> None:
-    for key in (*task_file.HARMLESS, "task.rounds"):
+    for key in (*task_changes.HARMLESS, "task.rounds"):
         name = key.split(".")[1]
         assert (f"`{name}`" if name != "bundle" else "where the bundle lies") in SERVER
-    assert task_file.HARMLESS_SECTIONS == ("round", "defence")
+    assert task_changes.HARMLESS_SECTIONS == ("round", "defence")
 
 
 def test_the_tables_of_reliability_are_those_of_the_tests() -> None:

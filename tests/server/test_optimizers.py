@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from covey_server.optimizers import OPTIMIZERS, Optimizer, adamw, make_optimizer, momentum, sgd, yogi
-from covey_server.task_file import OPTIMIZERS as DEFAULTS
+from covey_server.task_sections import OPTIMIZERS as DEFAULTS
 from covey_shared.codec import dump_state, load_state
 from covey_shared.layout import Vector
 

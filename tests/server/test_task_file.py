@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from covey_server import optimizers, task_file
+from covey_server import optimizers, task_sections
 from covey_server.run import spec_of
-from covey_server.task_file import ClientSection, changed_key, parse, read
+from covey_server.task_changes import changed_key
+from covey_server.task_file import parse, read
+from covey_server.task_sections import ClientSection
 from covey_shared.codec import presets
 from covey_shared.errors import TaskFileError
 from covey_shared.messages import LocalConfig
@@ -116,8 +118,8 @@ def test_flasc_paper_is_the_paper() -> None:
 
 
 def test_tables_of_names_agree_with_the_code() -> None:
-    assert task_file.OPTIMIZERS.keys() == optimizers.OPTIMIZERS.keys()
-    for name, args in task_file.OPTIMIZERS.items():
+    assert task_sections.OPTIMIZERS.keys() == optimizers.OPTIMIZERS.keys()
+    for name, args in task_sections.OPTIMIZERS.items():
         optimizers.make_optimizer(name, args)
     assert {f.name for f in dataclasses.fields(ClientSection)} == {f.name for f in dataclasses.fields(LocalConfig)}
 
@@ -153,7 +155,7 @@ CHANGES = [
 
 @pytest.mark.parametrize(("old", "new", "version", "key"), CHANGES)
 def test_a_changed_task_is_told_apart_from_a_longer_one(old: str, new: str, version: int, key: str | None) -> None:
-    def task(text: str) -> task_file.TaskFile:
+    def task(text: str) -> task_sections.TaskFile:
         return parse(f"[task]\n{'' if 'bundle' in text else 'bundle = ' + repr('b')}\n{text}\n")
 
     assert changed_key(task(old).to_json(), task(new), version) == key

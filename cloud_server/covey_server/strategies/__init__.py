@@ -1,4 +1,4 @@
-"""Aggregation strategies, one a file. A new one is a file, a line here and its arguments in `task_file`."""
+"""Aggregation strategies, one a file. A new one is a file, a line here and its arguments in `task_sections`."""
 
 from collections.abc import Callable, Mapping
 
