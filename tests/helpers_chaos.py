@@ -51,6 +51,7 @@ class Link:
     connections: int = 0
     rng: random.Random = field(default_factory=lambda: random.Random(1))
     tasks: set["asyncio.Task[None]"] = field(default_factory=set)
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
 
     def break_once(self, **toxics: float) -> None:
         """The next connection's way up has these toxics."""
@@ -85,9 +86,13 @@ async def bad_link(target: str, up: Toxics = GOOD, down: Toxics = GOOD) -> Async
     finally:
         server.close()
         await server.wait_closed()
-        for task in list(link.tasks):
-            task.cancel()
-        await asyncio.gather(*link.tasks, return_exceptions=True)
+        while link.tasks:  # also those whose connection was accepted in the last moment
+            for task in list(link.tasks):
+                task.cancel()
+            await asyncio.gather(*link.tasks, return_exceptions=True)
+            await asyncio.sleep(0)
+        for writer in link.writers:  # one that closes in order may still have something to say to a side that is gone
+            writer.transport.abort()
         await asyncio.sleep(0.01)  # transports that were closed say so to the loop
 
 
@@ -99,6 +104,7 @@ async def _relay(link: Link, reader: asyncio.StreamReader, writer: asyncio.Strea
     except (OSError, asyncio.CancelledError):
         writer.transport.abort()
         return
+    link.writers += [writer, far_writer]
     ways = [
         asyncio.create_task(_pump(reader, far_writer, up, link.rng)),
         asyncio.create_task(_pump(far_reader, writer, down, link.rng)),

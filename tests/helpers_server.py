@@ -153,8 +153,16 @@ def key_of(who: str) -> PrivateKey:
 
 def signature(url: str, who: str, method: str, path: str, body: bytes) -> dict[str, str]:
     """Headers that sign a request as the device `who`."""
-    nonce = NONCES.pop((url, who), "") or Hello.from_bytes(send(url, "GET", "/v1/hello").body).nonce
-    return sign_request(key_of(who), method, path, body, nonce)
+    return sign_request(key_of(who), method, path, body, NONCES.pop((url, who), "") or hello(url))
+
+
+def hello(url: str) -> str:
+    """A nonce for who has none, asked for again when too many strangers ask."""
+    while True:
+        answer = send(url, "GET", "/v1/hello")
+        if answer.status != 429:
+            return Hello.from_bytes(answer.body).nonce
+        time.sleep(Refusal.from_bytes(answer.body).retry_after_s)
 
 
 def signed_head(url: str, method: str, path: str, body: bytes, framing: str = "") -> bytes:
