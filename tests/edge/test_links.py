@@ -207,7 +207,7 @@ def test_fault_client_killed_at_any_byte(large: Served, tmp_path: Path) -> None:
     out = asyncio.run(main())
     assert kills > 0
     assert offsets == sorted(offsets), "the offset never goes back"
-    assert out.split()[0] == "accepted"
+    assert out.split()[0] in ("accepted", "duplicate"), "a duplicate where the kill came between acceptance and receipt"
     assert int(out.split()[1]) < len(parcel.body) or not any(offsets), "the last process sent only the rest"
     assert counted(large, "killed") == {parcel.round: parcel.sha256}
 
