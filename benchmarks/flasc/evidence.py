@@ -136,14 +136,18 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _line(r: Mapping[str, Any]) -> str:
     if r["failed"]:
         return f"| {r['title']} | 0 | training diverged | | | | | | no | |"
-    spread = f" ± {100 * r['accuracy_sd']:.1f}" if r["accuracy_sd"] is not None else ""
     reached = f"{r['target_ratio_fp32']:.1f}" if r["target_ratio_fp32"] else "not reached"
     cells = [
-        r["title"], str(r["seeds"]), f"{100 * r['accuracy']:.1f}{spread}", f"{100 * r['best_accuracy']:.1f}",
+        r["title"], str(r["seeds"]), _spread(r), f"{100 * r['best_accuracy']:.1f}",
         f"{r['loss']:.3f}", f"{r['bytes_up'] / 1e6:.2f}", f"{r['bytes_down'] / 1e6:.2f}",
         f"{r['total_ratio_fp32']:.1f}", "yes" if r["equal_to_dense"] else "no", reached,
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
+
+
+def _spread(r: Mapping[str, Any]) -> str:
+    """The mean accuracy in percent, with its standard deviation over seeds where there are several."""
+    return f"{100 * r['accuracy']:.1f}" + (f" ± {100 * r['accuracy_sd']:.1f}" if r["accuracy_sd"] is not None else "")
 
 
 def verdict(task: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -151,13 +155,12 @@ def verdict(task: str, rows: Sequence[Mapping[str, Any]]) -> str:
     dense = next(r for r in rows if r["method"] == DENSE)
     good = [r for r in rows if r["equal_to_dense"] and r["seeds"] >= 3 and r["method"] != DENSE]
     best = max(good, key=lambda r: r["total_ratio_fp32"], default=None)
-    shown = f"{100 * dense['accuracy']:.1f} ± {100 * (dense['accuracy_sd'] or 0):.1f}"
+    shown = _spread(dense)
     if best is None:
         return f"| {task} | {shown} | no other of three seeds is equal | | | | |"
-    mine = f"{100 * best['accuracy']:.1f} ± {100 * (best['accuracy_sd'] or 0):.1f}"
     loss = "yes" if best["equal_loss"] else "no"
     return (
-        f"| {task} | {shown} | {best['title']} | {mine} | {best['total_ratio_fp32']:.0f} "
+        f"| {task} | {shown} | {best['title']} | {_spread(best)} | {best['total_ratio_fp32']:.0f} "
         f"({best['total_ratio_bf16']:.0f}) | {best['socket_ratio_fp32']:.0f} | {loss} |"
     )
 
