@@ -29,8 +29,9 @@ class Shelf:
         if not 0 <= version < len(versions):
             raise Refused("wrong_version", f"version {version} does not exist, the head is {len(versions) - 1}")
         number = self._section(server, cohort, client)
-        section = self._run.recipe.sections[number]
-        rows = [sections.row_of(row, number) for row in versions]
+        every = self._run.recipe.sections
+        section = every[number]
+        rows = versions if len(every) == 1 else [sections.row_of(row, number) for row in versions]
         chosen = downloads.plan(rows, held, version, 4 * section.layout.size)._replace(section=number)
 
         def make() -> bytes:

@@ -124,7 +124,8 @@ def one_round(stage: Stage, running: Running) -> Running:
     began, server, version = time.perf_counter(), running.server, running.server.version
     names = cohort(stage, version + 1)
     view = _view(stage, running, names[0])
-    took = {name: _took(stage, running, name, view) for name in names}
+    downs_of = {held: len(server.adapter(held)) for held in {running.held.get(name, NOTHING) for name in names}}
+    took = {name: _took(stage, running, name, view, downs_of[running.held.get(name, NOTHING)]) for name in names}
     server.close_round([t.body for t in took.values()])
     held = {**running.held, **dict.fromkeys(names, version)}
     downs = [t.down for t in took.values()] if version else []  # version 0 is its number: it would flatter the mean
@@ -159,8 +160,8 @@ def cohort(stage: Stage, round_: int) -> list[str]:
     return [names[i] for i in sorted(order[: stage.scene.cohort])]
 
 
-def _took(stage: Stage, running: Running, name: str, view: Vector) -> Took:
-    """What one device does between two requests."""
+def _took(stage: Stage, running: Running, name: str, view: Vector, down: int) -> Took:
+    """What one device does between two requests, after a download of `down` bytes."""
     device, version = _device(stage, running, name), running.server.version
     round_, task, codecs = version + 1, device.task, running.codecs.get(name, {})
     whole, trainer = device.model(view, NO_OWN, round_)
@@ -170,5 +171,4 @@ def _took(stage: Stage, running: Running, name: str, view: Vector) -> Took:
     *_, last = local.train(part, device.parts.train, size, task.local, seed, local.begin(before, task.local))
     known = codecs.get(device.codec_name(round_), b"")
     pending, _ = encoded(device, name, Train(round_, 0, version, 0.0), last, before, known)
-    down = len(running.server.adapter(running.held.get(name, NOTHING)))
     return Took(down, pending.body, {pending.codec: pending.codec_after})
