@@ -23,8 +23,10 @@ from covey_server.recipe import ServerState
 from covey_server.store import VersionRow
 from covey_shared.codec import Codec, codec_from_spec, presets
 from covey_shared.entries import Entries
-from covey_shared.layout import Vector, vector_digest
-from covey_shared.messages import Adapter, Step, Update
+from covey_shared.layout import Layout, Tensor, Vector, vector_digest
+from covey_shared.messages import Adapter, StageSpec, Step, Update
+
+ERROR = 0.1  # of the values of a mask that devices and server share, relative to their norm
 
 
 class Mask(NamedTuple):
@@ -32,8 +34,9 @@ class Mask(NamedTuple):
 
     `kind`: `fixed` is SparseAdapter (one dense round, then the mask is chosen and stays), `shrinking` Adapter-LTH (a
     new mask each round, the density multiplied by `decay` each), `fresh` Federated Select (a new mask each round).
-    `fair` scores an entry by its distance from the start; the paper's score is its magnitude, which at first is
-    random lora_A alone.
+    `shared` is none of the paper's: devices train everything and send what the download's mask has, so that an upload
+    needs no indices; its values travel to a tenth of their norm. `fair` scores an entry by its distance from the start,
+    which takes a dense first round; the paper's score is its magnitude, which at first is random lora_A alone.
     """
 
     kind: str
@@ -45,7 +48,7 @@ class Mask(NamedTuple):
         """The density of a round, counted from 1."""
         if self.kind == "shrinking":
             return max(self.density, self.decay ** (round_ - 1))
-        return 1.0 if self.kind == "fixed" and round_ == 1 else self.density
+        return 1.0 if round_ == 1 and (self.fair or self.kind == "fixed") else self.density
 
 
 class Method(NamedTuple):
@@ -55,7 +58,8 @@ class Method(NamedTuple):
     them `rates`, pairs of the devices' and the server's learning rate to choose from. `like` is a method of the same
     kind whose rates are taken over. `feedback`: whether devices keep what codecs drop. `ranks`: those of
     the bundle, where devices have different ones, in turn; so do devices take the task's tiers. `steps` and `rounds`
-    multiply the task's. `tasks`: where it is run; empty means everywhere.
+    multiply the task's. `warm` is the share of the rounds, the first ones, that have `warm_task` in place of `task`.
+    `tasks`: where it is run; empty means everywhere.
     """
 
     name: str
@@ -72,6 +76,8 @@ class Method(NamedTuple):
     steps: float = 1.0  # of the task's local steps
     rounds: float = 1.0  # of the task's rounds
     tasks: tuple[str, ...] = ()  # where it is run; empty: everywhere
+    warm: float = 0.0
+    warm_task: str = ""
 
 
 class Point(NamedTuple):
@@ -129,8 +135,9 @@ def run(
     bundle, layout = federation.setting.bundle, plan.divided.published
     exact = codec_from_spec(presets.dense(), layout)
     own = {rank: share(bundle, plan.divided.division.sharing, seed, rank) for rank in method.ranks or (0,)}
-    every = [plan.divided.uploads, *plan.divided.tiers.values()]
-    tiers = [plan._replace(divided=replace(plan.divided, uploads=uploads)) for uploads in every]
+    usual, warm = tiers_of(plan), method.warm * rounds
+    first = planned(task, method._replace(task=method.warm_task), federation, rates, seed) if warm else plan
+    early = tiers_of(first)
     clients = {n: Client(n, data, data.train) for n, data in federation.setting.data.items()}
     number = {name: i for i, name in enumerate(federation.names)}
     state, step = recipe.first(plan.how, plan.divided.begin(), seed)
@@ -139,6 +146,7 @@ def run(
     up = down = 0
     yield watched(federation, plan, state, up, down)
     for round_ in range(1, rounds + 1):
+        now, tiers = (first, early) if round_ <= warm else (plan, usual)
         whole, updates = recipe.whole(state.view, state.version, exact), []
         for name in drawn(task, federation, seed, round_):
             down += traffic.fetch(name, whole)
@@ -149,13 +157,19 @@ def run(
             up += size
         start = plan.divided.whole(state.view, round_)
         change = plan.divided.down(recipe.fold_weighted(plan.how.strategy, start, updates))
-        state, step = recipe.advance(plan.how, state, change)
+        state, step = recipe.advance(now.how, state, change)
         traffic.publish(plan, state, step)
         if round_ % task.every == 0 or round_ == rounds:
             yield watched(federation, plan, state, up, down)
     if digests is not None:
         digests += [row.digest for row in traffic.rows]
     yield Point(state.version, *score(federation, plan, state.view, federation.judge), up, down)
+
+
+def tiers_of(plan: Plan) -> list[Plan]:
+    """The plan as devices of each tier have it, those of none first."""
+    every = [plan.divided.uploads, *plan.divided.tiers.values()]
+    return [plan._replace(divided=replace(plan.divided, uploads=uploads)) for uploads in every]
 
 
 def planned(task: Task, method: Method, federation: Federation, rates: tuple[float, float], seed: int) -> Plan:
@@ -193,7 +207,7 @@ def score(federation: Federation, plan: Plan, view: Vector, examples: Examples) 
 def masked(
     task: Task, mask: Mask, federation: Federation, plan: Plan, seed: int, rounds: int
 ) -> Iterator[Point]:  # fmt: skip
-    """A run of a pruning baseline. Values travel as float32; a download has its indices coded, an upload needs none."""
+    """A run of a pruning baseline: a download has its indices coded, an upload needs none. Values travel as float32."""
     bundle, how = federation.setting.bundle, plan.how
     layout, start = bundle.manifest.layout, bundle.start(seed)
     base = start if mask.fair else np.zeros_like(start)
@@ -203,7 +217,7 @@ def masked(
     for round_ in range(1, rounds + 2):
         density = mask.at(round_)
         kept = fixed if mask.kind == "fixed" and len(fixed) else everything
-        view, where, size = pruned(w, base, density, kept, layout, round_)
+        view, where, size = pruned(w, base, density, kept, layout, round_, exact=mask.kind != "shared")
         if mask.kind == "fixed" and round_ > 1 and not len(fixed):
             fixed = where
         if (round_ - 1) % task.every == 0 or round_ == rounds + 1:
@@ -213,7 +227,7 @@ def masked(
             return
         updates = []
         for name in drawn(task, federation, seed, round_):
-            entries, sent = trained(federation, plan, name, view, where, round_, seed)
+            entries, sent = trained(federation, plan, name, view, where, round_, seed, mask.kind)
             updates.append((entries, 1.0))
             up, down = up + sent, down + size
         change = recipe.fold_weighted(how.strategy, view, updates)
@@ -223,9 +237,12 @@ def masked(
             w[still] = start[still]
 
 
-def pruned(w: Vector, base: Vector, density: float, kept: Any, layout: Any, round_: int) -> tuple[Vector, Any, int]:
+def pruned(
+    w: Vector, base: Vector, density: float, kept: Any, layout: Any, round_: int, *, exact: bool = True
+) -> tuple[Vector, Any, int]:
     """(what devices download, the entries of the mask, the message's bytes)."""
     spec = presets.dense() if density == 1 else presets.flasc(density)
+    spec = spec if exact or density == 1 else (spec[0], StageSpec(name="pack", args={"values": "auto", "error": ERROR}))
     codec: Codec = codec_from_spec(spec, layout)
     change = np.zeros_like(w)
     change[kept] = w[kept] - base[kept]
@@ -240,17 +257,22 @@ def pruned(w: Vector, base: Vector, density: float, kept: Any, layout: Any, roun
 
 
 def trained(
-    federation: Federation, plan: Plan, name: str, view: Vector, where: Any, round_: int, seed: int
-) -> tuple[Entries, int]:  # fmt: skip
-    """One device that trains the entries of a mask: its change, and the bytes of its upload."""
+    federation: Federation, plan: Plan, name: str, view: Vector, where: Any, round_: int, seed: int, kind: str
+) -> tuple[Entries, int]:
+    """One device that sends the entries of a mask: its change there, and the bytes of its upload."""
     setting, config, data = federation.setting, plan.task.client.config(), federation.setting.data[name]
-    trainer = PartTrainer(setting.trainer, view, where)
+    own = np.arange(len(view)) if kind == "shared" else where
+    trainer = PartTrainer(setting.trainer, view, own)
     stream, batch_size = local.batch_seed(seed, round_, name), setting.bundle.manifest.batch_size
-    *_, last = local.train(trainer, data.train, batch_size, config, stream, local.begin(view[where], config))
-    change = last.adapter - view[where]
+    *_, last = local.train(trainer, data.train, batch_size, config, stream, local.begin(view[own], config))
+    change = (last.adapter - view[own])[where] if kind == "shared" else last.adapter - view[own]
+    spec = presets.levels(ERROR) if kind == "shared" else presets.dense()
+    codec = codec_from_spec(spec, Layout((Tensor(name="mask", shape=(len(where),), kind="block", init="zeros"),)))
+    parts, _ = codec.encode(change, codec.init(0))
     message = Update(
         client=name, layout=setting.bundle.manifest.layout.digest, round=round_, attempt=0, version=round_ - 1,
-        codec=presets.dense(), parts={"values": change.tobytes()}, examples=data.train.count, steps=last.step,
-        loss_before=last.loss_before, loss_after=last.loss_after, seconds=last.seconds,
+        codec=spec, parts=parts, examples=data.train.count, steps=last.step, loss_before=last.loss_before,
+        loss_after=last.loss_after, seconds=last.seconds,
     )  # fmt: skip
-    return Entries(len(view), where.astype(np.uint32), change), len(message.to_bytes())
+    values = codec.decode(parts).dense()
+    return Entries(len(view), where.astype(np.uint32), values), len(message.to_bytes())

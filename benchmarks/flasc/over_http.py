@@ -32,6 +32,7 @@ from covey_export.demo.fleet import Process, spawn, stop, wait_for_url
 from covey_shared.bundle import Bundle
 
 SEED = 7
+RATES = ADAMW_RATES[2]
 
 
 def devices(data_root: Path, count: int) -> dict[str, str]:
@@ -47,8 +48,7 @@ def task_file(task: Task, method: Method, bundle: Path, clients: int, rounds: in
     """The method's task file, whole."""
     sections = (method.optimizers or task.optimizers).replace(
         "[client]",
-        f"[client]\nlearning_rate = {ADAMW_RATES[1][0]}\nsteps = {task.steps}\n"
-        f"error_feedback = {str(method.feedback).lower()}",
+        f"[client]\nlearning_rate = {RATES[0]}\nsteps = {task.steps}\nerror_feedback = {str(method.feedback).lower()}",
     )
     return (
         f'[task]\nbundle = "{bundle.resolve()}"\nrounds = {rounds}\nseed = {SEED}\n[round]\ntarget = {clients}\n'
@@ -103,7 +103,7 @@ def in_process(
     mine = federation._replace(setting=federation.setting._replace(data=sets), names=tuple(sets))
     seen: list[str] = []
     every = task._replace(cohort=len(sets), every=rounds)
-    points = list(run(every, method, mine, ADAMW_RATES[1], SEED, rounds, seen))
+    points = list(run(every, method, mine, RATES, SEED, rounds, seen))
     return seen, points[-1]
 
 

@@ -4,9 +4,11 @@
     python benchmarks/flasc/run.py --data-root DATA --quick      about five minutes, nothing kept
     python benchmarks/flasc/evidence.py                          tables, plots and docs/evidence.md from what there is
 
-A method is a file: a rank, a task file of the product, and a few pairs of learning rates. The pair with the least loss
-after a third of the rounds, on a seed of its own, is taken for the runs that count. A run that has ended is a line in
-results/flasc/TASK.jsonl and is not repeated; a run that was stopped begins anew.
+A method is a file: a rank, a task file of the product, and a ladder of learning rates. Tuning begins with three in the
+middle of the ladder and goes on by one while the best is at an end; the rate with the least loss after a third of the
+rounds, on a seed of its own, is taken for the runs that count. A run that has ended is a line in
+results/flasc/TASK.jsonl and is not repeated; a run that was stopped begins anew. A line says what it was run with, so a
+file that is changed is run again.
 
 DATA holds the folders shakespeare, sst2, newsgroups20 and models. They are public data, in gzipped JSON lines: roles of
 Shakespeare's plays ({client, text}), the Stanford Sentiment Treebank ({label, text}), 20 Newsgroups by date ({label,
@@ -14,6 +16,7 @@ subject, text}), and the language models stories260K and babyllama105 in Hugging
 """
 
 import argparse
+import hashlib
 import json
 import math
 import shutil
@@ -58,6 +61,13 @@ class Job(NamedTuple):
         return (self.task, self.method.name, tuple(self.rates), self.seed, self.tuning)
 
 
+def config_of(task: Task, method: Method) -> str:
+    """A digest of everything that a run hangs on but rates and seed."""
+    common = task._replace(rates=(), optimizers=method.optimizers or task.optimizers)
+    own = method._replace(title="", family="", optimizers="", rates=(), like="", tasks=())
+    return hashlib.sha256(repr((tuple(common), tuple(own))).encode()).hexdigest()[:12]
+
+
 def methods(folder: Path = HERE / "methods") -> dict[str, Method]:
     """All methods, in the order of their files' names."""
     out = {}
@@ -90,7 +100,8 @@ def work(job: Job, task: Task, data_root: Path, cache: Path) -> dict[str, Any]:
     except CoveyError as error:  # rates at which training diverges are a result
         failed = f"{type(error).__name__}: {error}"
     return {
-        "task": job.task, "method": method.name, "rates": list(job.rates), "seed": job.seed, "tuning": job.tuning,
+        "task": job.task, "method": method.name, "config": config_of(task, method), "rates": list(job.rates),
+        "seed": job.seed, "tuning": job.tuning,
         "rounds": rounds, "failed": failed, "cpu_s": round(time.process_time() - started, 1),
         "points": [[p.round, round(p.loss, 5), round(p.accuracy, 5), p.up, p.down] for p in points],
     }  # fmt: skip
@@ -115,7 +126,9 @@ class Ledger:
         for path in sorted(folder.glob("*.jsonl")):
             for text in path.read_text().splitlines():
                 line = json.loads(text)
-                self.lines[key_of(line)] = line
+                method = known.get(line["method"])
+                if method and line["config"] == config_of(TASKS[line["task"]], method):
+                    self.lines[key_of(line)] = line
 
     def add(self, line: dict[str, Any]) -> None:
         """Keep a line."""
@@ -124,17 +137,38 @@ class Ledger:
         with (self.folder / f"{line['task']}.jsonl").open("a") as stream:
             stream.write(json.dumps(line) + "\n")
 
+    def tried(self, task: str, method: Method) -> dict[tuple[float, float], dict[str, Any] | None]:
+        """The rates that tuning looks at, with their lines, None for one that was not run yet.
+
+        Three in the middle of the ladder, then one beyond while the best lies at an end.
+        """
+        ladder = method.rates or TASKS[task].rates
+        low = max(0, (len(ladder) - 3) // 2)
+        high = min(len(ladder), low + 3)
+        while True:
+            lines = {r: self.lines.get((task, method.name, r, TUNING_SEED, True)) for r in ladder[low:high]}
+            best = min(lines, key=lambda r: _loss(lines[r]))
+            if None in lines.values():
+                return lines
+            if best == ladder[low] and low:
+                low -= 1
+            elif best == ladder[high - 1] and high < len(ladder):
+                high += 1
+            else:
+                return lines
+
     def best(self, task: str, method: Method) -> tuple[float, float] | None:
         """The rates with the least loss in tuning, once all were tried; those that failed come last."""
         if method.like:
             return self.best(task, self.methods[method.like])
-        rates = method.rates or TASKS[task].rates
-        tried = {r: self.lines.get((task, method.name, r, TUNING_SEED, True)) for r in rates}
-        if len(rates) == 1:
-            return rates[0]
-        if None in tried.values():
-            return None
-        return min(tried, key=lambda r: _loss(tried[r]))
+        if len(method.rates) == 1:
+            return method.rates[0]
+        tried = self.tried(task, method)
+        return None if None in tried.values() else min(tried, key=lambda r: _loss(tried[r]))
+
+
+def _middle(ladder: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+    return ladder[len(ladder) // 2 :][:1]
 
 
 def _loss(line: dict[str, Any] | None) -> float:
@@ -147,7 +181,7 @@ def waiting(ledger: Ledger, order: Sequence[tuple[str, Method, int]], running: s
     for task, method, seed in order:
         rates, tuned = ledger.best(task, method), ledger.methods.get(method.like, method)
         if rates is None:
-            jobs = [Job(task, tuned, r, TUNING_SEED, True) for r in tuned.rates or TASKS[task].rates]
+            jobs = [Job(task, tuned, r, TUNING_SEED, True) for r in ledger.tried(task, tuned)]
         else:
             jobs = [Job(task, method, rates, seed, False)]
         yield from (job for job in jobs if job.key not in ledger.lines and job.key not in running)
@@ -181,7 +215,7 @@ def main() -> None:
     tasks = {name: TASKS[name]._replace(rounds=9, clients=60) if args.quick else TASKS[name] for name in args.tasks}
     folder = Path(tempfile.mkdtemp()) if args.quick else KEPT
     if args.quick:
-        known = {name: m._replace(like="", rates=(m.rates or ADAMW_RATES)[1:2]) for name, m in known.items()}
+        known = {name: m._replace(like="", rates=_middle(m.rates or ADAMW_RATES)) for name, m in known.items()}
         chosen = {name: known[name] for name in chosen}
         args.cache = folder
     args.cache.mkdir(parents=True, exist_ok=True)

@@ -22,14 +22,14 @@ from covey_edge.tokens import open_tokenizer
 from covey_edge.trainers import GraphTrainer, open_trainer
 from covey_shared.bundle import Bundle
 
-# Language models: AdamW on the device, momentum on the server. Classes dealt out by a Dirichlet of 0.1 leave most
+# Language models: AdamW on the device, the plain mean on the server. Classes dealt out by a Dirichlet of 0.1 leave most
 # devices with one class, and AdamW's steps of equal size drown what they have in common: there SGD, and Adam on the
-# server.
-ADAMW = '[server]\noptimizer = "momentum"\nmomentum = 0.9\n[client]\noptimizer = "adamw"\n'
+# server. Rates are ladders: tuning begins with three in the middle (see run.py).
+ADAMW = '[server]\noptimizer = "sgd"\n[client]\noptimizer = "adamw"\n'
 FEDADAM = '[server]\noptimizer = "adam"\n[client]\noptimizer = "sgd"\nmomentum = 0.9\n'
-ADAMW_RATES = ((3e-4, 1.0), (1e-3, 1.0), (3e-3, 1.0))
-FEDADAM_RATES = ((0.1, 1e-3), (0.1, 2e-3), (0.1, 4e-3))
-FASTER_RATES = ((0.1, 2e-3), (0.1, 4e-3), (0.1, 8e-3))
+ADAMW_RATES = tuple((rate, 1.0) for rate in (3e-4, 1e-3, 3e-3, 1e-2, 3e-2))
+FEDADAM_RATES = tuple((0.1, rate) for rate in (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2))
+FASTER_RATES = tuple((0.1, rate) for rate in (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2))
 ATTENTION = ("query", "key", "value", "attention.output.dense")
 Ints = NDArray[np.int64]
 
@@ -39,7 +39,7 @@ class Task(NamedTuple):
 
     `seq_len` is what devices train with, `test_len` what is tested with. Of an encoder the last `blocks` blocks have
     LoRA (see upper.py), and `examples` of the texts are dealt out, 0 for all. `optimizers` are sections of the task
-    file for methods that have none of their own, `rates` pairs of the devices' and the server's rate to choose from.
+    file for methods that have none of their own, `rates` a ladder of the devices' and the server's rate.
     """
 
     name: str

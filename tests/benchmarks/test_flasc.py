@@ -8,7 +8,7 @@ import pytest
 from federation import Mask, Method, pruned
 from hypothesis import given
 from hypothesis import strategies as st
-from run import Ledger, key_of, methods
+from run import TUNING_SEED, Ledger, config_of, key_of, methods
 from tasks import TASKS, dirichlet
 from upper import PAD, numbered, upper_model
 
@@ -68,6 +68,7 @@ def test_the_upper_blocks_on_kept_outputs_are_the_whole_model(tmp_path: Path) ->
 def test_masks_follow_their_schedules() -> None:
     assert [Mask("fixed", 0.25, False).at(r) for r in (1, 2, 9)] == [1.0, 0.25, 0.25]
     assert [Mask("fresh", 0.25, False).at(r) for r in (1, 9)] == [0.25, 0.25]
+    assert [Mask("fresh", 0.25, True).at(r) for r in (1, 9)] == [1.0, 0.25], "at first nothing has moved"
     assert [round(Mask("shrinking", 0.25, False, 0.5).at(r), 3) for r in (1, 2, 3, 4)] == [1.0, 0.5, 0.25, 0.25]
 
 
@@ -108,13 +109,29 @@ def test_every_method_is_a_task_file_that_the_server_takes() -> None:
             task_file.parse('[task]\nbundle = ""\n' + (method.optimizers or task.optimizers) + method.task)
 
 
-def test_a_ledger_reads_what_it_wrote_and_chooses_the_least_loss(tmp_path: Path) -> None:
+def _tried(ledger: Ledger, rates: tuple[float, float], loss: float) -> None:
+    method = ledger.methods["dense-r16"]
+    line = {"task": "sst2", "method": "dense-r16", "config": config_of(TASKS["sst2"], method), "rates": list(rates)}
+    ledger.add({**line, "seed": TUNING_SEED, "tuning": True, "failed": "", "points": [[1, loss, 0.5, 1, 1]]})
+
+
+def test_tuning_goes_on_while_the_best_rate_is_at_an_end(tmp_path: Path) -> None:
     known = methods()
-    method, ledger = known["dense-r16"], Ledger(tmp_path, known)
-    assert ledger.best("sst2", method) is None, "nothing was tried yet"
-    for rates, loss in zip(TASKS["sst2"].rates, (0.7, 0.5, float("nan")), strict=True):
-        line = {"task": "sst2", "method": "dense-r16", "rates": list(rates), "seed": 1000, "tuning": True, "failed": ""}
-        ledger.add({**line, "points": [[1, loss, 0.5, 1, 1]]})
+    method, ledger, ladder = known["dense-r16"], Ledger(tmp_path, known), TASKS["sst2"].rates
+    assert list(ledger.tried("sst2", method)) == list(ladder[1:4])
+    for rates, loss in zip(ladder[1:4], (0.7, 0.6, 0.5), strict=True):
+        assert ledger.best("sst2", method) is None, "not all were tried"
+        _tried(ledger, rates, loss)
+    assert [rates for rates, line in ledger.tried("sst2", method).items() if line is None] == [ladder[4]]
+    _tried(ledger, ladder[4], float("nan"))
     again = Ledger(tmp_path, known)
-    assert again.best("sst2", method) == TASKS["sst2"].rates[1]
+    assert again.best("sst2", method) == ladder[3], "what diverged comes last"
     assert {key_of(line) for line in again.lines.values()} == set(again.lines)
+
+
+def test_a_line_of_a_changed_method_is_not_taken(tmp_path: Path) -> None:
+    known = methods()
+    _tried(Ledger(tmp_path, known), TASKS["sst2"].rates[0], 0.5)
+    changed = {**known, "dense-r16": known["dense-r16"]._replace(task=known["covey-r2"].task)}
+    assert Ledger(tmp_path, known).lines
+    assert not Ledger(tmp_path, changed).lines
