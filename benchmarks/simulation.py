@@ -4,9 +4,9 @@ Strategies, codecs, shares and local training are those of `covey serve` and `co
 alone: files, clocks, signatures and retries.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from clients import Setting
@@ -15,12 +15,9 @@ from covey_edge import local
 from covey_edge.data import Dataset, Examples, evaluation_batches, split
 from covey_edge.parts import PartTrainer, Share
 from covey_edge.trainers import GraphTrainer, Trainer
-from covey_server import recipe, task_file
-from covey_server.division import Divided
-from covey_server.prepare import prepare
-from covey_server.regroup import Grouping
-from covey_server.task_sections import TaskFile
-from covey_shared.codec import error_feedback
+from covey_server import task_file
+from covey_server.prepare import Prepared, prepare
+from covey_shared.codec import Codec, error_feedback
 from covey_shared.entries import Entries
 from covey_shared.layout import Vector
 from covey_shared.messages import Update
@@ -49,25 +46,11 @@ def clients_of(setting: Setting, *, fuses: bool) -> list[Client]:
     return out
 
 
-class Plan(NamedTuple):
-    """A task, made ready."""
-
-    task: TaskFile
-    divided: Divided
-    how: recipe.Recipe
-    grouping: Grouping | None = None
-
-
-def plan_of(setting: Setting, text: str, seed: int) -> Plan:
+def plan_of(setting: Setting, text: str, seed: int) -> Prepared:
     """What `covey serve` makes of a task file, with the setting's steps and rate."""
     task = task_file.parse(f'[task]\nbundle = ""\nseed = {seed}\n{text}')
-    return ready(setting, replace(task, client=replace(task.client, steps=setting.steps, learning_rate=setting.rate)))
-
-
-def ready(setting: Setting, task: TaskFile) -> Plan:
-    """A task with the setting's bundle."""
-    made = prepare(task, setting.bundle)
-    return Plan(task, made.divided, made.recipe, made.grouping)
+    client = replace(task.client, steps=setting.steps, learning_rate=setting.rate)
+    return prepare(replace(task, client=client), setting.bundle)
 
 
 def held(part: Share, view: Vector, cohort: int) -> Vector:
@@ -77,7 +60,7 @@ def held(part: Share, view: Vector, cohort: int) -> Vector:
 
 
 def one_round(
-    setting: Setting, plan: Plan, client: Client, part: Share, view: Vector, round_: int, seed: int, cohort: int = 0
+    setting: Setting, plan: Prepared, client: Client, part: Share, view: Vector, round_: int, seed: int, cohort: int = 0
 ) -> tuple[Entries, int]:
     """One device's training and upload: the entries that the server folds, and the bytes of the message's body."""
     adapter, second = part.whole(held(part, view, cohort), client.own, round_, cohort)
@@ -98,12 +81,19 @@ def one_round(
         client.own = part.kept(last.adapter, round_)
     elif not len(client.own) or round_ % sharing.sync_every == 0:
         client.own = trainer.full(last.adapter)
-    message = Update(
-        client=client.name, layout=layout.digest, round=round_, attempt=0, version=round_ - 1, codec=plain.spec,
-        parts=parts, examples=client.data.train.count, steps=last.step, loss_before=last.loss_before,
-        loss_after=last.loss_after, seconds=last.seconds,
-    )  # fmt: skip
-    return plan.divided.lifted(plain.decode(parts), layout.digest, cohort), len(message.to_bytes())
+    body = message(client.name, layout.digest, round_, plain, parts, client.data.train.count, last)
+    return plan.divided.lifted(plain.decode(parts), layout.digest, cohort), len(body)
+
+
+def message(
+    name: str, layout: str, round_: int, codec: Codec, parts: Mapping[str, bytes], examples: int, last: local.Progress
+) -> bytes:
+    """The body of a device's upload, with what it says of its training."""
+    return Update(
+        client=name, layout=layout, round=round_, attempt=0, version=round_ - 1, codec=codec.spec, parts=dict(parts),
+        examples=examples, steps=last.step, loss_before=last.loss_before, loss_after=last.loss_after,
+        seconds=last.seconds,
+    ).to_bytes()  # fmt: skip
 
 
 def with_second(trainer: GraphTrainer, second: Vector | None) -> GraphTrainer:

@@ -30,7 +30,7 @@ import numpy as np
 import strategies_report
 from clients import RANKS, Setting, prepare
 from report import RESULTS, write_report
-from simulation import Client, Plan, clients_of, held, one_round, plan_of, score, with_second
+from simulation import Client, clients_of, held, one_round, plan_of, score, with_second
 from tqdm import tqdm
 
 from covey_edge import fusion, local
@@ -38,6 +38,7 @@ from covey_edge.data import evaluation_batches
 from covey_edge.parts import Share, share
 from covey_edge.trainers import GraphTrainer
 from covey_server import recipe
+from covey_server.prepare import Prepared
 from covey_server.regroup import Grouping, cohort_of
 from covey_server.sections import step_of
 from covey_server.versions import grouped
@@ -149,21 +150,21 @@ def federated(setting: Setting, method: Method, seed: int, bar: Any) -> Iterator
     shares = [
         share(setting.bundle, sharing, seed, RANKS[i % len(RANKS)] if method.mixed else 0) for i in range(len(clients))
     ]
-    state, _ = recipe.first(plan.how, plan.divided.begin(), seed)
+    state, _ = recipe.first(plan.recipe, plan.divided.begin(), seed)
     up = down = 0
     for round_ in range(1, setting.rounds + 1):
         updates = []
         for client, part in zip(clients, shares, strict=True):
             cohort = cohort_of(plan.grouping, state.cohorts, client.name)
             entries, size = one_round(setting, plan, client, part, state.view, round_, seed, cohort)
-            updates.append((entries, plan.how.strategy.weigh(client.data.train.count)))
+            updates.append((entries, plan.recipe.strategy.weigh(client.data.train.count)))
             up += size
         start = plan.divided.whole(state.view, round_)
-        change = plan.divided.down(recipe.fold_weighted(plan.how.strategy, start, updates))
+        change = plan.divided.down(recipe.fold_weighted(plan.recipe.strategy, start, updates))
         before = state
         if plan.grouping and round_ % plan.grouping.every == 0:
             state, change = regroup(plan, plan.grouping, state, change, clients, [entries for entries, _ in updates])
-        state, step = recipe.advance(plan.how, state, change)
+        state, step = recipe.advance(plan.recipe, state, change)
         down += sum(download_bytes(plan, client.name, before, state, step) for client in clients)
         bar.update(1)
         if evaluated(setting, round_):
@@ -171,7 +172,7 @@ def federated(setting: Setting, method: Method, seed: int, bar: Any) -> Iterator
 
 
 def regroup(
-    plan: Plan, grouping: Grouping, state: recipe.ServerState, change: Vector, clients: Sequence[Client],
+    plan: Prepared, grouping: Grouping, state: recipe.ServerState, change: Vector, clients: Sequence[Client],
     updates: Sequence[Entries],
 ) -> tuple[recipe.ServerState, Vector]:  # fmt: skip
     """Cohorts by what devices sent this round, as the server makes them."""
@@ -183,13 +184,13 @@ def regroup(
 
 
 def download_bytes(
-    plan: Plan, name: str, before: recipe.ServerState, state: recipe.ServerState, step: Step
+    plan: Prepared, name: str, before: recipe.ServerState, state: recipe.ServerState, step: Step
 ) -> int:  # fmt: skip
     """The bodies of the answers that bring a device of every round to a version.
 
     One that has come to another cohort takes that one's copies whole.
     """
-    sections, cohort = plan.how.sections, cohort_of(plan.grouping, state.cohorts, name)
+    sections, cohort = plan.recipe.sections, cohort_of(plan.grouping, state.cohorts, name)
     if len(sections) == 1:
         return answer_bytes(sections[0].layout, state.view, step)
     total = 0
@@ -235,7 +236,7 @@ def local_only(setting: Setting, seed: int, bar: Any) -> Iterator[Point]:
 
 
 def measured(
-    setting: Setting, plan: Plan, clients: Sequence[Client], shares: Sequence[Share], state: recipe.ServerState,
+    setting: Setting, plan: Prepared, clients: Sequence[Client], shares: Sequence[Share], state: recipe.ServerState,
     up: int, down: int,
 ) -> Point:  # fmt: skip
     """A version on every device's held-out examples, without and with what devices keep.

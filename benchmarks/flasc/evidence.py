@@ -87,8 +87,9 @@ def summaries(ledger: Ledger, task: str) -> list[Summary]:
     runs: dict[str, list[dict[str, Any]]] = {}
     for line in ledger.lines.values():
         method = ledger.methods.get(line["method"])
-        counts = line["task"] == task and not line["tuning"] and method is not None
-        if counts and ledger.best(task, ledger.methods[line["method"]]) == tuple(line["rates"]):
+        if method is None or line["task"] != task or line["tuning"]:
+            continue
+        if ledger.best(task, method) == tuple(line["rates"]):
             runs.setdefault(line["method"], []).append(line)
     if DENSE not in runs:
         return []

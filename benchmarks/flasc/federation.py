@@ -12,19 +12,21 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from simulation import Client, Plan, one_round, ready
+from simulation import Client, message, one_round
 from tasks import Federation, Task
 
 from covey_edge import local
 from covey_edge.data import Examples, evaluation_batches
 from covey_edge.parts import PartTrainer, Share, share
 from covey_server import downloads, recipe, task_file
+from covey_server.prepare import Prepared, prepare
 from covey_server.recipe import ServerState
+from covey_server.simulation import version_row
 from covey_server.store import VersionRow
 from covey_shared.codec import Codec, codec_from_spec, presets
 from covey_shared.entries import Entries
 from covey_shared.layout import Layout, Tensor, Vector, vector_digest
-from covey_shared.messages import Adapter, StageSpec, Step, Update
+from covey_shared.messages import Adapter, StageSpec, Step
 
 ERROR = 0.1  # of the values of a mask that devices and server share, relative to their norm
 
@@ -99,16 +101,11 @@ class Traffic:
     steps: dict[int, Step]
     layout: str
 
-    def publish(self, plan: Plan, state: ServerState, step: Step | None) -> None:
+    def publish(self, plan: Prepared, state: ServerState, step: Step | None) -> None:
         """A new version."""
         if step is not None:
             self.steps[state.version] = step
-        size = sum(map(len, step.parts.values())) if step else 0
-        row = VersionRow(
-            version=state.version, parent=None, base=plan.how.base(state.version), step="there" if step else None,
-            step_bytes=size, state=None, digest=vector_digest(state.view), updates=0, created=0.0,
-        )  # fmt: skip
-        self.rows.append(row)
+        self.rows.append(version_row(plan, state, step))
 
     def fetch(self, name: str, whole: Step | None) -> int:
         """The bytes of the message that brings a device to the newest version."""
@@ -140,7 +137,7 @@ def run(
     early = tiers_of(first)
     clients = {n: Client(n, data, data.train) for n, data in federation.setting.data.items()}
     number = {name: i for i, name in enumerate(federation.names)}
-    state, step = recipe.first(plan.how, plan.divided.begin(), seed)
+    state, step = recipe.first(plan.recipe, plan.divided.begin(), seed)
     traffic = Traffic([], {}, {}, layout.digest)
     traffic.publish(plan, state, step)
     up = down = 0
@@ -153,11 +150,11 @@ def run(
             part: Share = own[method.ranks[number[name] % len(method.ranks)] if method.ranks else 0]
             mine = tiers[number[name] % len(tiers)]
             entries, size = one_round(federation.setting, mine, clients[name], part, state.view, round_, seed)
-            updates.append((entries, plan.how.strategy.weigh(clients[name].data.train.count)))
+            updates.append((entries, plan.recipe.strategy.weigh(clients[name].data.train.count)))
             up += size
         start = plan.divided.whole(state.view, round_)
-        change = plan.divided.down(recipe.fold_weighted(plan.how.strategy, start, updates))
-        state, step = recipe.advance(now.how, state, change)
+        change = plan.divided.down(recipe.fold_weighted(plan.recipe.strategy, start, updates))
+        state, step = recipe.advance(now.recipe, state, change)
         traffic.publish(plan, state, step)
         if round_ % task.every == 0 or round_ == rounds:
             yield watched(federation, plan, state, up, down)
@@ -166,20 +163,20 @@ def run(
     yield Point(state.version, *score(federation, plan, state.view, federation.judge), up, down)
 
 
-def tiers_of(plan: Plan) -> list[Plan]:
+def tiers_of(plan: Prepared) -> list[Prepared]:
     """The plan as devices of each tier have it, those of none first."""
     every = [plan.divided.uploads, *plan.divided.tiers.values()]
     return [plan._replace(divided=replace(plan.divided, uploads=uploads)) for uploads in every]
 
 
-def planned(task: Task, method: Method, federation: Federation, rates: tuple[float, float], seed: int) -> Plan:
+def planned(task: Task, method: Method, federation: Federation, rates: tuple[float, float], seed: int) -> Prepared:
     """The method's task file with these rates."""
     sections = method.optimizers or task.optimizers
     parsed = task_file.parse(f'[task]\nbundle = ""\nseed = {seed}\n{sections}{method.task}')
     steps = max(1, round(task.steps * method.steps))
     client = replace(parsed.client, learning_rate=rates[0], steps=steps, error_feedback=method.feedback)
     server = replace(parsed.server, args={**parsed.server.args, "learning_rate": rates[1]})
-    return ready(federation.setting, replace(parsed, client=client, server=server))
+    return prepare(replace(parsed, client=client, server=server), federation.setting.bundle)
 
 
 def drawn(task: Task, federation: Federation, seed: int, round_: int) -> list[str]:
@@ -189,12 +186,12 @@ def drawn(task: Task, federation: Federation, seed: int, round_: int) -> list[st
     return [federation.names[i] for i in rng.choice(len(federation.names), count, replace=False)]
 
 
-def watched(federation: Federation, plan: Plan, state: ServerState, up: int, down: int) -> Point:
+def watched(federation: Federation, plan: Prepared, state: ServerState, up: int, down: int) -> Point:
     """A version as everybody downloads it, on the watched part."""
     return Point(state.version, *score(federation, plan, state.view, federation.watch), up, down)
 
 
-def score(federation: Federation, plan: Plan, view: Vector, examples: Examples) -> tuple[float, float]:
+def score(federation: Federation, plan: Prepared, view: Vector, examples: Examples) -> tuple[float, float]:
     """(loss in nats, share of hits) of a published version."""
     adapter, second = plan.divided.model(view)
     trainer = federation.tester if second is None else federation.tester.with_frozen(second)
@@ -205,10 +202,10 @@ def score(federation: Federation, plan: Plan, view: Vector, examples: Examples) 
 
 
 def masked(
-    task: Task, mask: Mask, federation: Federation, plan: Plan, seed: int, rounds: int
+    task: Task, mask: Mask, federation: Federation, plan: Prepared, seed: int, rounds: int
 ) -> Iterator[Point]:  # fmt: skip
     """A run of a pruning baseline: a download has its indices coded, an upload needs none. Values travel as float32."""
-    bundle, how = federation.setting.bundle, plan.how
+    bundle, how = federation.setting.bundle, plan.recipe
     layout, start = bundle.manifest.layout, bundle.start(seed)
     base = start if mask.fair else np.zeros_like(start)
     optimizer, w = how.optimizer.init(layout.size), start
@@ -257,7 +254,7 @@ def pruned(
 
 
 def trained(
-    federation: Federation, plan: Plan, name: str, view: Vector, where: Any, round_: int, seed: int, kind: str
+    federation: Federation, plan: Prepared, name: str, view: Vector, where: Any, round_: int, seed: int, kind: str
 ) -> tuple[Entries, int]:
     """One device that sends the entries of a mask: its change there, and the bytes of its upload."""
     setting, config, data = federation.setting, plan.task.client.config(), federation.setting.data[name]
@@ -269,10 +266,7 @@ def trained(
     spec = presets.levels(ERROR) if kind == "shared" else presets.dense()
     codec = codec_from_spec(spec, Layout((Tensor(name="mask", shape=(len(where),), kind="block", init="zeros"),)))
     parts, _ = codec.encode(change, codec.init(0))
-    message = Update(
-        client=name, layout=setting.bundle.manifest.layout.digest, round=round_, attempt=0, version=round_ - 1,
-        codec=spec, parts=parts, examples=data.train.count, steps=last.step, loss_before=last.loss_before,
-        loss_after=last.loss_after, seconds=last.seconds,
-    )  # fmt: skip
+    digest = setting.bundle.manifest.layout.digest
+    body = message(name, digest, round_, codec, parts, data.train.count, last)
     values = codec.decode(parts).dense()
-    return Entries(len(view), where.astype(np.uint32), values), len(message.to_bytes())
+    return Entries(len(view), where.astype(np.uint32), values), len(body)

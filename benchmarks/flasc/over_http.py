@@ -19,10 +19,11 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from clients import speeches
 from federation import Method, run
 from report import write_report
 from run import HERE, methods
-from tasks import ADAMW_RATES, TASKS, Federation, Task, prepare, records
+from tasks import ADAMW_RATES, TASKS, Federation, Task, prepare
 from wire import counting
 
 from covey_edge.data import build_dataset
@@ -37,9 +38,7 @@ RATES = ADAMW_RATES[2]
 
 def devices(data_root: Path, count: int) -> dict[str, str]:
     """Some roles of middling length, by name."""
-    texts: dict[str, list[str]] = {}
-    for row in records(data_root / "shakespeare" / "train.jsonl.gz"):
-        texts.setdefault(row["client"], []).append(row["text"])
+    texts = speeches(data_root, "train")
     roles = sorted(texts, key=lambda role: (-len("".join(texts[role])), role))[50 : 50 + count]
     return {f"device-{i}": "\n".join(texts[role]) for i, role in enumerate(roles)}
 

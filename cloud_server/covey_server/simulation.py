@@ -32,7 +32,7 @@ def begin(text: str, bundle: Bundle, saved: bytes = b"") -> "Simulation":
     exact = codec_from_spec(presets.dense(), prepared.divided.published)
     if not saved:
         state, step = recipe.first(prepared.recipe, prepared.divided.begin(), task.task.seed)
-        return Simulation(prepared, exact, state, [_row(prepared, state, step)], {0: step} if step else {})
+        return Simulation(prepared, exact, state, [version_row(prepared, state, step)], {0: step} if step else {})
     kept = load_state(saved)
     rows = [VersionRow(**{**row, "parent": None, "created": 0.0}) for row in kept["rows"]]
     steps = {row.version: Step.from_bytes(body) for row, body in zip(rows, kept["steps"], strict=True) if body}
@@ -90,7 +90,7 @@ class Simulation:
         except CodecError as error:
             raise UsageError(f"version {self.version + 1} cannot be published: {error}") from None
         self._steps[self.version] = step
-        self._rows.append(_row(self._prepared, self._state, step))
+        self._rows.append(version_row(self._prepared, self._state, step))
 
     def model(self) -> tuple[Vector, Vector | None]:
         """The newest version in the bundle's own layout; factors that the task does not have are zeros."""
@@ -124,7 +124,7 @@ class Simulation:
 LEFT_OUT = ("parent", "created")  # of a row: what says nothing without files
 
 
-def _row(prepared: Prepared, state: ServerState, step: Step | None) -> VersionRow:
+def version_row(prepared: Prepared, state: ServerState, step: Step | None) -> VersionRow:
     """What `downloads.plan` wants to know of a version."""
     size = sum(map(len, step.parts.values())) if step else 0
     return VersionRow(

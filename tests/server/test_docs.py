@@ -11,8 +11,8 @@ from covey_server import bodies, operation, task_changes, task_file, task_sectio
 from covey_server.admin import ADMIN_ROUTES
 from covey_server.handlers import ROUTES
 from covey_server.metrics import Metrics
+from covey_server.prepare import spec_of
 from covey_server.refusals import CODES
-from covey_server.run import spec_of
 from covey_shared import messages, schema
 from covey_shared.codec import codec_from_spec
 from covey_shared.schema import Message

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from covey_server import optimizers, task_sections
-from covey_server.run import spec_of
+from covey_server.prepare import spec_of
 from covey_server.task_changes import changed_key
 from covey_server.task_file import parse, read
 from covey_server.task_sections import ClientSection
