@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from federation import Method
-from plots import draw
+from plots import draw, draw_shape
 from report import put_table, read_rows, write_report
 from run import KEPT, Ledger, methods
-from tasks import TASKS, Task
+from tables import DENSE, across, over_http, settings, table, verdict
+from tasks import TASKS
 
-DENSE = "dense-r16"
 SHARE = 0.99  # of dense LoRA's accuracy, the target that bytes are counted to
 
 
@@ -122,50 +122,6 @@ def _short(value: float | None) -> float | None:
     return None if value is None or value != value else float(f"{value:.6g}")
 
 
-HEAD = (
-    "| method | seeds | accuracy | best | loss | MB up | MB down | fewer bytes | equal | to 99 %, fewer bytes |",
-    "|---|---|---|---|---|---|---|---|---|---|",
-)
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A task's methods, each family together."""
-    families = dict.fromkeys(r["family"] for r in rows)
-    return [*HEAD, *(_line(r) for family in families for r in rows if r["family"] == family)]
-
-
-def _line(r: Mapping[str, Any]) -> str:
-    if r["failed"]:
-        return f"| {r['title']} | 0 | training diverged | | | | | | no | |"
-    reached = f"{r['target_ratio_fp32']:.1f}" if r["target_ratio_fp32"] else "not reached"
-    cells = [
-        r["title"], str(r["seeds"]), _spread(r), f"{100 * r['best_accuracy']:.1f}",
-        f"{r['loss']:.3f}", f"{r['bytes_up'] / 1e6:.2f}", f"{r['bytes_down'] / 1e6:.2f}",
-        f"{r['total_ratio_fp32']:.1f}", "yes" if r["equal_to_dense"] else "no", reached,
-    ]  # fmt: skip
-    return "| " + " | ".join(cells) + " |"
-
-
-def _spread(r: Mapping[str, Any]) -> str:
-    """The mean accuracy in percent, with its standard deviation over seeds where there are several."""
-    return f"{100 * r['accuracy']:.1f}" + (f" ± {100 * r['accuracy_sd']:.1f}" if r["accuracy_sd"] is not None else "")
-
-
-def verdict(task: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """A task's best configuration in one line of a table."""
-    dense = next(r for r in rows if r["method"] == DENSE)
-    good = [r for r in rows if r["equal_to_dense"] and r["seeds"] >= 3 and r["method"] != DENSE]
-    best = max(good, key=lambda r: r["total_ratio_fp32"], default=None)
-    shown = _spread(dense)
-    if best is None:
-        return f"| {task} | {shown} | no other of three seeds is equal | | | | |"
-    loss = "yes" if best["equal_loss"] else "no"
-    return (
-        f"| {task} | {shown} | {best['title']} | {_spread(best)} | {best['total_ratio_fp32']:.0f} "
-        f"({best['total_ratio_bf16']:.0f}) | {best['socket_ratio_fp32']:.0f} | {loss} |"
-    )
-
-
 def main() -> None:
     ledger = Ledger(KEPT, methods())
     http = read_rows("flasc/http")
@@ -186,44 +142,25 @@ def main() -> None:
         "|---|---|---|---|---|---|---|",
     )
     put_table("evidence.md", "flasc verdict", [*head, *verdicts])
+    for mark, names in groups(ledger.methods).items():
+        put_table("evidence.md", f"flasc {mark}", across(rows, names, ledger.methods))
+    draw_shape(rows)
     put_table("evidence.md", "flasc settings", settings())
     put_table("evidence.md", "flasc http", over_http(http))
     write_report("flasc", {"settings": {name: _setting(name) for name in TASKS}, "share": SHARE}, rows)
 
 
-def settings() -> list[str]:
-    """The tasks as a table."""
-    head = [
-        "| task | model | LoRA on | devices | a round | local steps | rounds | batch | tokens | watched, judged |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    return [*head, *map(_described, TASKS.values())]
+def groups(known: Mapping[str, Method]) -> dict[str, list[str]]:
+    """The methods of each table that goes over all tasks."""
 
+    def of(*families: str) -> list[str]:
+        return [name for name, method in known.items() if method.family in families]
 
-def _described(task: Task) -> str:
-    modules = (
-        "all linear layers" if task.target_modules == ("all-linear",) else "attention of the last two blocks, head"
-    )
-    cells = [
-        task.name, task.model, modules, task.clients, task.cohort, task.steps, task.rounds, task.batch_size,
-        task.seq_len if task.seq_len == task.test_len else f"{task.seq_len}, tested with {task.test_len}",
-        f"{task.watch}, {task.judge}",
-    ]  # fmt: skip
-    return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def over_http(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What over_http.py saw."""
-    lines = [
-        "| method | devices | rounds | versions, same bits | bodies | on sockets | beside bodies, a device and round |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    return lines + [
-        f"| {r['method']} | {r['clients']} | {r['rounds']} | {r['versions']}, {'yes' if r['same_bits'] else 'NO'} | "
-        f"{r['body_bytes'] / 1e3:.0f} kB | {r['socket_bytes'] / 1e3:.0f} kB | "
-        f"{r['beside_bodies_a_client_round'] / 1e3:.1f} kB |"
-        for r in rows
-    ]
+    return {
+        "shape": [DENSE, *of("flasc-paper", "flasc-covey", "pruning")],
+        "ablation": [DENSE, "covey-r2", *of("ablation")],
+        "tiers": [DENSE, "topk16-r16", *of("tiers")],
+    }
 
 
 def _setting(name: str) -> dict[str, Any]:

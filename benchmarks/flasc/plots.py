@@ -79,3 +79,50 @@ def _ends(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set(xscale="log", xlabel="bytes of the whole run", title="at the end (mean over seeds, the judged part)")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=7, loc="lower right")
+
+
+def draw_shape(rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write docs/images/evidence_density.png: FLASC's claim itself, accuracy against density, a panel a task."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    tasks = [t for t in ("shakespeare", "sst2", "newsgroups") if any(r["task"] == t for r in rows)]
+    figure, panels = pyplot.subplots(
+        1, len(tasks), figsize=(4.6 * len(tasks), 4.6), layout="constrained", squeeze=False
+    )
+    for axes, task in zip(panels[0], tasks, strict=True):
+        axes.set(xscale="log", xlabel="density", title=task)
+        _shape(axes, {r["method"]: r for r in rows if r["task"] == task and not r["failed"]})
+    panels[0][0].set_ylabel("test accuracy, %")
+    figure.legend(*panels[0][-1].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
+    path = IMAGES / "evidence_density.png"
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path
+
+
+def _shape(axes: Any, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    dense = rows["dense-r16"]
+    error = 100 * (dense["accuracy_sd"] or 0) / max(dense["seeds"], 1) ** 0.5
+    axes.axhspan(100 * dense["accuracy"] - error, 100 * dense["accuracy"] + error, color="black", alpha=0.12)
+    axes.axhline(100 * dense["accuracy"], color="black", lw=1, label="dense, rank 16, ± a standard error")
+    for family in ("flasc-paper", "flasc-covey"):
+        for way, style in (("both", "-o"), ("up", "--^"), ("down", ":v")):
+            found = [(1 / k, rows.get(f"{family}-{way}{k}")) for k in (64, 16, 4)]
+            points = [(x, 100 * r["accuracy"]) for x, r in found if r]
+            if points:
+                label = f"{NAMES[family]}, {way if way == 'both' else 'only ' + way}"
+                axes.plot(*zip(*points, strict=True), style, color=COLOURS[family], label=label, lw=1.4, ms=5)
+    for method, marker in (("sparseadapter", "s"), ("fedselect", "D"), ("lth", "P")):
+        for kind, fill in (("paper", "none"), ("fair", COLOURS["pruning"])):
+            r = rows.get(f"{method}-{kind}") or rows.get(f"{method}-{kind}16")
+            if r:
+                axes.plot(
+                    1 / 16, 100 * r["accuracy"], marker, color=COLOURS["pruning"], mfc=fill, ms=6, ls="",
+                    label=f"{r['title'].partition(',')[0].removesuffix(' to 1/16')}, {r['title'].rpartition(', ')[2]}",
+                )  # fmt: skip
+    axes.set_xticks([1 / 64, 1 / 16, 1 / 4], ["1/64", "1/16", "1/4"])
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
