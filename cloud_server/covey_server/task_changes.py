@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from covey_server.task_file import parse
-from covey_server.task_sections import TaskFile
+from covey_server.task_sections import PRESETS, TaskFile
 
 # Keys whose change does not contradict what a run has on disk: they say how the next rounds are run.
 HARMLESS = ("task.bundle", "task.publish_every", "task.keep_updates")
@@ -20,7 +20,7 @@ def changed_key(stored: str, now: TaskFile, version: int) -> str | None:
     """
     default = _flat(json.loads(parse('[task]\nbundle = ""').to_json()))
     sections = {key: value for key, value in default.items() if key.split(".")[0] not in CHOICES}
-    old, new = {**sections, **_flat(json.loads(stored))}, _flat(json.loads(now.to_json()))
+    old, new = {**sections, **_flat(_completed(json.loads(stored)))}, _flat(json.loads(now.to_json()))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) == new.get(key) or key in HARMLESS or _harmless(key):
             continue
@@ -28,6 +28,19 @@ def changed_key(stored: str, now: TaskFile, version: int) -> str | None:
             continue
         return key
     return None
+
+
+def _completed(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored task whose codecs have the arguments that an older covey did not know."""
+    for holder, key in (
+        (stored, "upload"),
+        (stored, "download"),
+        *((tier, "codec") for tier in stored.get("tiers", ())),
+    ):
+        codec = holder.get(key)
+        if isinstance(codec, dict) and codec.get("name") in PRESETS:
+            holder[key] = {**codec, "args": {**PRESETS[codec["name"]], **codec.get("args", {})}}
+    return stored
 
 
 def _harmless(key: str) -> bool:

@@ -68,7 +68,7 @@ FLASC_PAPER_CLIENT: dict[str, Scalar] = {
 # Arguments of each codec preset with their defaults; the presets themselves are in covey_shared.codec.
 PRESETS: dict[str, dict[str, Scalar]] = {
     "dense": {},
-    "sign": {},
+    "sign": {"rows": 0},  # 0: a scale a tensor
     "levels": {"error": 0.1},  # a tenth of the norm: below it training does not notice, above it bytes hardly fall
     "flasc": {"density": 0.25},
     "affine": {"bits": 8},

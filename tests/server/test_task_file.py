@@ -149,7 +149,7 @@ CHANGES = [
     ('[server]\noptimizer = "sgd"', '[server]\noptimizer = "adamw"', 0, "server.args.beta1"),
     ("[server]\nlearning_rate = 1", "[server]\nlearning_rate = 2", 0, "server.args.learning_rate"),
     ("[client]\nsteps = 3", "[client]\nsteps = 4", 0, "client.steps"),
-    ('[upload]\ncodec = "sign"', '[upload]\ncodec = "dense"', 0, "upload.name"),
+    ('[upload]\ncodec = "sign"', '[upload]\ncodec = "dense"', 0, "upload.args.rows"),
 ]
 
 
@@ -159,6 +159,16 @@ def test_a_changed_task_is_told_apart_from_a_longer_one(old: str, new: str, vers
         return parse(f"[task]\n{'' if 'bundle' in text else 'bundle = ' + repr('b')}\n{text}\n")
 
     assert changed_key(task(old).to_json(), task(new), version) == key
+
+
+def test_an_older_stored_task_may_lack_an_argument_of_its_codec() -> None:
+    tier = '[[tier]]\nname = "metered"\ncodec = "sign"\n'
+    text = f'[task]\nbundle = "b"\n[upload]\ncodec = "sign"\n[download]\ncodec = "sign"\n{tier}'
+    stored = parse(text).to_json()
+    older = stored.replace('"rows": 0', "").replace('"rows":0', "")
+    assert older != stored
+    assert changed_key(older, parse(text), 0) is None
+    assert changed_key(older, parse(text.replace('"sign"', '"sign"\nrows = 64', 1)), 0) == "upload.args.rows"
 
 
 def test_an_older_stored_task_may_lack_a_key() -> None:

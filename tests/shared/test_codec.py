@@ -41,7 +41,8 @@ WRONG: list[tuple[Spec, str]] = [
     ),
     (spec(("topk", {}), PACK), "stage topk: the argument 'density' is missing"),
     (spec(("topk", {"densty": 0.5}), PACK), "stage topk: unknown argument 'densty'; did you mean 'density'?"),
-    (spec(("tensor_scale", {"norm": 2}), PACK), "stage tensor_scale: unknown argument 'norm'; it takes none"),
+    (spec(("tensor_scale", {"norm": 2}), PACK), "stage tensor_scale: unknown argument 'norm'; known are rows"),
+    (spec(("tensor_scale", {"rows": -1}), PACK), "stage tensor_scale: rows must be a whole number in 0.."),
     (spec(("topk", {"density": 0.0}), PACK), "density must be a number above 0 and at most 1, got 0.0"),
     (spec(("topk", {"density": 1.5}), PACK), "density must be a number above 0 and at most 1, got 1.5"),
     (spec(("topk", {"density": True}), PACK), "density must be a number above 0 and at most 1, got True"),
@@ -132,6 +133,22 @@ def test_tensor_scale_suits_each_tensor() -> None:
         assert np.abs(got[mine]) == pytest.approx(np.full(50, np.abs(vector[mine]).mean()), rel=0.01)
         assert np.array_equal(np.sign(got[mine]), np.sign(vector[mine]))
     assert len(parts["scale"]) == 6
+
+
+def test_long_rows_have_scales_of_their_own() -> None:
+    """Of a head some rows are large; a factor with short rows keeps one scale."""
+    head = Tensor(name="head", shape=(3, 50), kind="head", init="stored")
+    short = Tensor(name="b", shape=(25, 2), kind="block", init="zeros")
+    codec = codec_from_spec(presets.sign(rows=50), Layout((short, head)))
+    rng = np.random.default_rng(0)
+    vector = (rng.standard_normal(200) * np.repeat([1.0, 1e-3, 1.0, 0.0], 50)).astype(np.float32)
+    parts, _ = codec.encode(vector, codec.init(0))
+    got = codec.decode(parts).dense()
+    for i in range(4):
+        mine = slice(50 * i, 50 * i + 50)
+        assert np.abs(got[mine]) == pytest.approx(np.full(50, np.abs(vector[mine]).mean()), rel=0.01)
+    assert len(parts["scale"]) == 8
+    assert codec_from_spec(presets.sign(rows=51), Layout((short, head))).max_bytes == codec.max_bytes - 4
 
 
 def test_tensor_scale_refuses_what_is_no_update() -> None:

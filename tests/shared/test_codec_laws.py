@@ -38,6 +38,7 @@ CHAINS = {
     "top-k, levels": Chain(spec(("topk", {"density": 0.1}), ("pack", {"values": "lev", "error": 0.05})), 0.05),
     "top-k, automatic": Chain(spec(("topk", {"density": 1.0}), ("pack", {})), 0.1),
     "scaled": Chain(spec(("tensor_scale", {}), ("pack", {"values": "f32"})), 1e-6, keeps_zeros=True),
+    "scaled by rows": Chain(spec(("tensor_scale", {"rows": 2}), ("pack", {"values": "f32"})), 1e-6, keeps_zeros=True),
     "top-k, scaled": Chain(spec(("topk", {"density": 0.5}), ("tensor_scale", {}), ("pack", {"values": "f16"})), 2e-3),
     "scaled top-k": Chain(spec(("tensor_scale", {}), ("topk", {"density": 0.5}), ("pack", {"values": "f32"})), 1e-6),
     "segments": Chain(spec(("segment", {"count": 3}), ("pack", {"values": "f32"})), 0, keeps_zeros=True),

@@ -28,7 +28,7 @@ from covey_shared.codec import affine, codec_from_spec, framing, levels, spk1
 from covey_shared.entries import Entries
 from covey_shared.errors import MessageError, PayloadError
 from covey_shared.keys import PrivateKey
-from covey_shared.layout import vector_digest
+from covey_shared.layout import Layout, vector_digest
 from covey_shared.messages import (
     Adapter,
     Assignment,
@@ -154,9 +154,15 @@ def start_file() -> Json:
     }
 
 
+def chains_layout() -> Layout:
+    """40 entries in three tensors, the last one with two rows."""
+    *first, last = layout_of(40).tensors
+    return Layout((*first, dataclasses.replace(last, shape=(2, last.size // 2))))
+
+
 def codec_file() -> Json:
     """Whole chains: a spec, the parts that it wrote, and what they decode to."""
-    layout = layout_of(40)
+    layout = chains_layout()
     vector = np.array([((i * 7919) % 41 - 20) * (1 if i < 20 else 1e-6) for i in range(40)], np.float32)
     chains: list[list[tuple[str, Json]]] = [
         [("pack", {"values": "f32"})],
@@ -168,6 +174,7 @@ def codec_file() -> Json:
         [("segment", {"count": 2}), ("levels", {"error": 0.2})],
         [("importance", {"density": 0.25}), ("pack", {"values": "f32"})],
         [("adaptive", {"density": 0.25}), ("tensor_scale", {}), ("pack", {"values": "auto", "error": 0.65})],
+        [("tensor_scale", {"rows": 5}), ("pack", {"values": "sign"})],
     ]
     rows = []
     for chain in chains:
@@ -186,7 +193,7 @@ def codec_file() -> Json:
 
 def bad_parts(rows: list[Json]) -> Iterator[Json]:
     """Parts that a chain must refuse."""
-    layout = layout_of(40)
+    layout = chains_layout()
     sign, segment, top = rows[2], rows[3], rows[1]
     two_segments = spk1.encode(Entries(40, slice(10, 20), np.ones(10, np.float32)), layout.short_id)
     cases: list[tuple[str, Json, Json]] = [

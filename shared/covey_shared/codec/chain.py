@@ -24,11 +24,14 @@ Parts = dict[str, bytes]
 
 
 class Reach(NamedTuple):
-    """What reaches or leaves a stage: so many entries at most, in one contiguous run or not, scaled or not."""
+    """What reaches or leaves a stage: so many entries at most, in one contiguous run or not.
+
+    `scaled`: None, or by how `tensor_scale` grouped them, its argument `rows`.
+    """
 
     entries: int
     contiguous: bool = False
-    scaled: bool = False
+    scaled: int | None = None
 
 
 def _blind(adapter: Vector, state: State) -> State:

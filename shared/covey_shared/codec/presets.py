@@ -16,12 +16,14 @@ def flasc(density: float) -> Spec:
     return (StageSpec(name="topk", args={"density": density}), StageSpec(name="pack", args={"values": "f32"}))
 
 
-def sign() -> Spec:
+def sign(rows: int = 0) -> Spec:
     """One bit an entry and a scale a tensor (Bernstein et al. 2018, signSGD, with scales): 32 times less than dense.
 
-    Use it with error feedback. Best for AdamW clients, whose changes have nearly equal magnitudes.
+    Use it with error feedback. Best for AdamW clients, whose changes have nearly equal magnitudes. With `rows` each row
+    of at least so many entries has a scale of its own: a classifier's head changes in the rows of a device's classes.
     """
-    return (StageSpec(name="tensor_scale", args={}), StageSpec(name="pack", args={"values": "sign"}))
+    scaled = StageSpec(name="tensor_scale", args={"rows": rows} if rows else {})
+    return (scaled, StageSpec(name="pack", args={"values": "sign"}))
 
 
 def affine(bits: int) -> Spec:

@@ -1,6 +1,6 @@
-"""One scale a tensor: the mean magnitude of its entries, as bfloat16.
+"""One scale a tensor, or a long row of one: the mean magnitude of its entries, as bfloat16.
 
-Two bytes a tensor, and the exponents of float32: float16 would underflow for updates of 1e-6. The mean magnitude is
+Two bytes a scale, and the exponents of float32: float16 would underflow for updates of 1e-6. The mean magnitude is
 the scale with which a sign loses least.
 """
 
@@ -13,8 +13,22 @@ from covey_shared.entries import Entries
 from covey_shared.layout import Layout, Vector
 
 
+def groups(layout: Layout, rows: int) -> NDArray[np.int64]:
+    """Where each group of entries with a scale of its own begins, int64 [groups].
+
+    A group is a tensor. With `rows` above 0 it is a row where a tensor's rows have at least so many entries; a row is
+    everything that has one index of the first dimension.
+    """
+    starts = []
+    for offset, tensor in zip(layout.offsets, layout.tensors, strict=True):
+        width = tensor.size // tensor.shape[0] if len(tensor.shape) > 1 else 0
+        step = width if 0 < rows <= width else tensor.size
+        starts.append(np.arange(offset, offset + tensor.size, step, dtype=np.int64))
+    return np.concatenate(starts)
+
+
 def lengths_in(entries: Entries, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many of the entries lie in each tensor, int64 [tensors]."""
+    """How many of the entries lie in each group, int64 [groups]."""
     edges = np.append(starts, entries.size)
     if isinstance(entries.where, slice):
         reached = np.clip(edges, entries.where.start, entries.where.stop)
@@ -24,12 +38,12 @@ def lengths_in(entries: Entries, starts: NDArray[np.int64]) -> NDArray[np.int64]
     return lengths
 
 
-def fill_zero_tensors(entries: Entries, layout: Layout) -> Entries:
-    """Ones where a tensor is all zeros. Its scale is 0, so it decodes to zeros all the same.
+def fill_zero_groups(entries: Entries, starts: NDArray[np.int64]) -> Entries:
+    """Ones where a group is all zeros. Its scale is 0, so it decodes to zeros all the same.
 
     As zeros they would pull down the mean magnitude that all signs of their frame share.
     """
-    lengths = lengths_in(entries, np.array(layout.offsets, np.int64))
+    lengths = lengths_in(entries, starts)
     empty = means(entries.values, lengths) == 0
     if not lengths[empty].any():
         return entries

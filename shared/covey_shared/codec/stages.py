@@ -5,6 +5,7 @@ A stage with arguments that it does not know, or values that it cannot use, is r
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from covey_shared.layout import Layout, Vector
 from covey_shared.messages import StageSpec
 from covey_shared.prng import draws
 
+LONGEST_ROW = 2**31 - 1  # what `rows` may ask for; more than any tensor's has
 LARGEST_MEAN = 2.0**90  # of a tensor's magnitudes; so no value times its scale overflows, whatever is lost on the way
 
 
@@ -134,19 +136,21 @@ def _segment(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
 
 
 def _tensor_scale(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
-    """`tensor_scale`: divides each tensor's entries by the mean of their magnitudes, which part `scale` carries.
+    """`tensor_scale{rows}`: divides each tensor's entries by the mean of their magnitudes, which part `scale` carries.
 
-    An absent or all-zero tensor has scale 0 and decodes to zeros.
+    With `rows` above 0 each row of at least so many entries has a scale of its own. An absent or all-zero group has
+    scale 0 and decodes to zeros.
     """
-    arguments(spec, {})
-    starts = np.array(layout.offsets, np.int64)
+    rows = whole(spec, arguments(spec, {"rows": 0})["rows"], "rows", 0, LONGEST_ROW)
+    starts = scale.groups(layout, rows)
     count = len(starts)
 
     def encode(entries: Entries, state: State) -> tuple[Entries, bytes, State]:
         lengths = scale.lengths_in(entries, starts)
         magnitudes = scale.means(entries.values, lengths)
         if magnitudes.max() >= LARGEST_MEAN:
-            worst = layout.tensors[int(magnitudes.argmax())].name
+            at = int(starts[int(magnitudes.argmax())])
+            worst = layout.tensors[bisect_right(layout.offsets, at) - 1].name
             raise CodecError(f"tensor {worst!r} has a mean magnitude of {magnitudes.max():.3g}, which is no update")
         scales = scale.to_bfloat16(magnitudes)
         divisor: Vector = np.where(scales > 0, scale.from_bfloat16(scales), np.float32(1)).astype(np.float32)
@@ -157,7 +161,7 @@ def _tensor_scale(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
     def decode(entries: Entries | None, part: bytes) -> Entries:
         assert entries is not None
         if len(part) != 2 * count:
-            raise PayloadError(f"part 'scale' has {len(part)} bytes, the layout's {count} tensors need {2 * count}")
+            raise PayloadError(f"part 'scale' has {len(part)} bytes, the layout's {count} scales need {2 * count}")
         scales = np.frombuffer(part, "<u2")
         if (scales >= 0x7F80).any():
             raise PayloadError("part 'scale' holds a scale that is negative or not finite")
@@ -168,7 +172,7 @@ def _tensor_scale(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
             raise PayloadError("a value times its tensor's scale is not finite")
         return replace(entries, values=scaled)
 
-    return Stage(spec, "scale", False, reach._replace(scaled=True), 2 * count, no_state, encode, decode)
+    return Stage(spec, "scale", False, reach._replace(scaled=rows), 2 * count, no_state, encode, decode)
 
 
 def _pack(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
@@ -180,10 +184,11 @@ def _pack(layout: Layout, reach: Reach, spec: StageSpec) -> Stage:
     mode, error = str(given["values"]), number(spec, given["error"], "error", 1e-4, 1)
     if mode not in values.MODES:
         raise CodecError(f"stage pack: unknown values {mode!r}{nearest(mode, values.MODES)}")
+    starts = None if reach.scaled is None else scale.groups(layout, reach.scaled)
 
     def encode(entries: Entries, state: State) -> tuple[Entries, bytes, State]:
-        if reach.scaled:
-            entries = scale.fill_zero_tensors(entries, layout)
+        if starts is not None:
+            entries = scale.fill_zero_groups(entries, starts)
         return entries, spk1.encode(entries, layout.short_id, mode, error), state
 
     def decode(entries: Entries | None, part: bytes) -> Entries:

@@ -8,8 +8,11 @@ import covey.core.wire.StageSpec
 /** What an encoder sends: the parts that its stages wrote, by name. */
 typealias Parts = Map<String, ByteArray>
 
-/** What reaches or leaves a stage: so many entries at most, in one contiguous run or not, scaled or not. */
-internal data class Reach(val entries: Int, val contiguous: Boolean = false, val scaled: Boolean = false)
+/**
+ * What reaches or leaves a stage: so many entries at most, in one contiguous run or not. [scaled]: null, or by how
+ * `tensor_scale` grouped them, its argument `rows`.
+ */
+internal data class Reach(val entries: Int, val contiguous: Boolean = false, val scaled: Int? = null)
 
 /** What a stage makes of entries: what is left to send, its own part (empty if it has none), its next state. */
 internal class Encoded(val entries: Entries, val part: ByteArray, val state: Long)

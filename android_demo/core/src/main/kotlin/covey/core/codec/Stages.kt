@@ -96,36 +96,40 @@ private fun segmentStage(layout: Layout, reach: Reach, spec: StageSpec): Stage {
     )
 }
 
-/** `tensor_scale`: divides each tensor's entries by the mean of their magnitudes, which part `scale` carries. */
+/**
+ * `tensor_scale{rows}`: divides each tensor's entries by the mean of their magnitudes, which part `scale` carries; with
+ * `rows` above 0 each row of at least so many entries has a scale of its own.
+ */
 private fun tensorScaleStage(layout: Layout, reach: Reach, spec: StageSpec): Stage {
-    spec.arguments()
-    val offsets = layout.offsets
+    val rows = spec.arguments("rows" to 0L).whole("rows", 0, Int.MAX_VALUE)
+    val offsets = Scale.groups(layout, rows)
     val length = 2 * offsets.size
     return Stage(
-        spec, "scale", false, reach.copy(scaled = true), length.toLong(),
+        spec, "scale", false, reach.copy(scaled = rows), length.toLong(),
         encode = { entries, state, _ ->
             val lengths = Scale.lengthsIn(entries, offsets)
             val means = Scale.means(entries.values, lengths)
             val worst = means.indices.maxBy { means[it] }
             if (means[worst] >= LARGEST_MEAN) {
+                val tensor = layout.tensors[layout.offsets.indexOfLast { it <= offsets[worst] }]
                 throw CodecException(
-                    "tensor '${layout.tensors[worst].name}' has a mean magnitude of ${means[worst]}, which is no update",
+                    "tensor '${tensor.name}' has a mean magnitude of ${means[worst]}, which is no update",
                 )
             }
             val scales = IntArray(means.size) { Scale.toBfloat16(means[it]) }
             val divisors = FloatArray(means.size) { if (scales[it] > 0) Scale.fromBfloat16(scales[it]) else 1f }
-            val scaled = Scale.perTensor(entries.values, lengths) { v, tensor -> v / divisors[tensor] }
+            val scaled = Scale.perGroup(entries.values, lengths) { v, group -> v / divisors[group] }
             val part = ByteArray(length) { (scales[it / 2] shr (8 * (it % 2))).toByte() }
             Encoded(entries.with(scaled), part, state)
         },
         decode = { entries, part ->
             if (part.size != length) {
-                refuse("part 'scale' has ${part.size} bytes, the layout's ${offsets.size} tensors need $length")
+                refuse("part 'scale' has ${part.size} bytes, the layout's ${offsets.size} scales need $length")
             }
             val bits = IntArray(offsets.size) { (part[2 * it].toInt() and 0xff) or ((part[2 * it + 1].toInt() and 0xff) shl 8) }
             if (bits.any { it >= 0x7f80 }) refuse("part 'scale' holds a scale that is negative or not finite")
-            val scaled = Scale.perTensor(entries!!.values, Scale.lengthsIn(entries, offsets)) { v, tensor ->
-                v * Scale.fromBfloat16(bits[tensor])
+            val scaled = Scale.perGroup(entries!!.values, Scale.lengthsIn(entries, offsets)) { v, group ->
+                v * Scale.fromBfloat16(bits[group])
             }
             if (scaled.any { !it.isFinite() }) refuse("a value times its tensor's scale is not finite")
             entries.with(scaled)
@@ -141,10 +145,11 @@ private fun packStage(layout: Layout, reach: Reach, spec: StageSpec): Stage {
     if (mode !in Values.MAX_BYTES) {
         throw CodecException("stage pack: unknown values '$mode'; known are ${Values.MAX_BYTES.keys.joinToString()}")
     }
+    val groups = reach.scaled?.let { Scale.groups(layout, it) }
     return Stage(
         spec, "packed", true, reach, Spk1.maxBytes(reach.entries, layout.size, mode),
         encode = { entries, state, _ ->
-            val filled = if (reach.scaled) Scale.fillZeroTensors(entries, layout.offsets) else entries
+            val filled = if (groups == null) entries else Scale.fillZeroGroups(entries, groups)
             Encoded(filled, Spk1.encode(filled, layout.shortId, mode, error), state)
         },
         decode = { _, part -> Spk1.decode(part, layout.size, layout.shortId, reach.entries) },
