@@ -18,7 +18,18 @@ from covey_edge.planner.deal import Sample, deal, dirichlet, owners
 from covey_edge.planner.halving import Found, Job, Search
 from covey_edge.planner.run import Cost, fitted
 from covey_edge.planner.sizes import Message, Pair, affordable, pairs, parse_bytes, population, promising
-from covey_edge.planner.space import CODECS, DOWN, RATES, SERVERS, SINCE_START, UP, Choice, Scene, neighbours, text
+from covey_edge.planner.space import (
+    CODECS,
+    DOWN,
+    PROBED,
+    SERVERS,
+    SINCE_START,
+    UP,
+    Choice,
+    Scene,
+    neighbours,
+    text,
+)
 from covey_edge.planner.taskfile import Facts, render
 from covey_edge.texts import Document
 from covey_server import task_file
@@ -28,9 +39,10 @@ from tests.helpers_edge import LAYOUT, manifest_of
 from tests.helpers_fleet import bigram_bundle
 
 RANKS = (1, 2, 4)
+PROBES = sum(map(len, PROBED.values()))
 SCENE = Scene(steps=4, cohort=3, seed=0)
 BITS = {"exact": 32.0, "affine 8": 9.0, "affine 4": 5.0, "affine 2": 3.0, "levels 0.1": 4.0, "levels 0.3": 2.2,
-        "levels 0.5": 1.4, "levels 0.7": 0.9, "sign": 1.0}  # fmt: skip
+        "levels 0.5": 1.4, "levels 0.7": 0.9, "sign": 1.0, "sign rows": 1.01}  # fmt: skip
 
 
 def measured(ranks: tuple[int, ...] = RANKS, entries: int = 4000) -> dict[tuple[int, str, str], Message]:
@@ -110,7 +122,7 @@ def test_nothing_beyond_the_budget_is_taken(budget: int, since: str) -> None:
         return
     fit = affordable(every, budget)
     assert all(pair.size <= budget for pair in fit)
-    chosen = population(promising(fit), 20, 1e-3, since)
+    chosen = population(promising(fit), 20, Choice(1, "sign", "exact", since, 1e-3))
     assert 1 <= len(chosen) <= 20
     assert len(set(chosen)) == len(chosen)
     sizes = {(p.rank, p.up, p.down): p.size for p in fit}
@@ -119,7 +131,7 @@ def test_nothing_beyond_the_budget_is_taken(budget: int, since: str) -> None:
 
 def test_the_population_has_every_rank_and_kind_first() -> None:
     fit = affordable(pairs(measured(), "version"), 20_000)
-    chosen = population(promising(fit), 15, 1e-3, "version")
+    chosen = population(promising(fit), 15, Choice(1, "sign", "exact", "version", 1e-3))
     assert {c.rank for c in chosen} == set(RANKS)
     assert {c.sends for c in chosen} == {"all", "top", "important", "segments", "adaptive"}
 
@@ -146,7 +158,7 @@ def test_a_search_ends_within_the_budget(budget: int, pilots: int, rounds: int, 
     assert results[chosen].worst <= budget
     assert math.isfinite(results[chosen].loss)
     assert chosen.rounds in search.rungs
-    assert len(results) <= (len(RATES) + pilots + halving.LEADERS * 9) * len(search.rungs)
+    assert len(results) <= (PROBES + pilots + halving.LEADERS * 9) * len(search.rungs)
 
 
 @settings(max_examples=8, deadline=None)
@@ -186,8 +198,8 @@ def test_pilots_that_learn_nothing_are_made_longer() -> None:
 
     results: dict[Job, Found] = {}
     finish(search, slow, results)
-    assert sum(job.rounds == search.rungs[0] for job in results) == len(RATES)
-    assert sum(job.rounds == 6 for job in results) > 2 * len(RATES)
+    assert sum(job.rounds == search.rungs[0] for job in results) == PROBES
+    assert sum(job.rounds == 6 for job in results) > 2 * PROBES
     assert halving.recommend(search, results) is not None
     flat: dict[Job, Found] = {}
     finish(search, lambda job: Found((4.0,) * 2, 0.0, 100, 1, 1, 0), flat)

@@ -3,8 +3,8 @@
 All of it is a function of what was found so far, so a plan that was killed goes on where it was, and the number of
 pilots that run at the same time changes nothing. The stages:
 
-1. `rates`: one choice at every rate, for a few rounds; for three times as many where these teach nothing, and all that
-   follows then begins with so many.
+1. `rates`: one choice at every rate, with AdamW on devices or Adam on the server, for a few rounds; for three times
+   as many where these teach nothing, and all that follows then begins with so many.
 2. `first`: many choices at the best of these rates, as few rounds.
 3. `around`: neighbours of the best: another rate, another server, rank traded against density (as FLASC-Search does).
 4. `then`: a third goes on for three times the rounds, and again. At the first cut the best of each rank and of each way
@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from covey_edge.planner.sizes import Pair, at_other_ranks, population, promising
-from covey_edge.planner.space import RATES, Choice, neighbours
+from covey_edge.planner.space import PROBED, RATES, Choice, neighbours
 
 ETA = 3
 LEARNED = 0.02  # of the loss at the start: less is what pilots differ by that have learned nothing yet
@@ -110,8 +110,7 @@ def _stages(search: Search, results: Results) -> list[Stage]:
         if learned(search, results, out[-1][1]):
             break
     search = search._replace(rungs=search.rungs[len(out) - 1 :])
-    rate = best_rate(search, kinds, results)
-    begun = population(kinds, search.pilots, rate, search.since)
+    begun = population(kinds, search.pilots, best_probe(search, kinds, results))
     out.append(("first", [Job(choice, first) for choice in begun]))
     if not _done(out, results):
         return out
@@ -138,15 +137,20 @@ def learned(search: Search, results: Results, jobs: Sequence[Job]) -> bool:
 
 
 def probes(search: Search, kinds: Sequence[Sequence[Pair]]) -> list[Choice]:
-    """The choice that rates are compared on, once for each: what loses least of all that fits."""
+    """The choice that rates and servers are compared on, once for each: what loses least of all that fits."""
     best = min((pair for mine in kinds for pair in mine), key=lambda p: (p.error, -p.rank, p.size))
-    return [Choice(best.rank, best.up, best.down, search.since, rate) for rate in search.rates]
+    return [Choice(best.rank, best.up, best.down, search.since, rate, server) for server, rate in probed(search)]
 
 
-def best_rate(search: Search, kinds: Sequence[Sequence[Pair]], results: Results) -> float:
-    """The rate with the least loss."""
+def probed(search: Search) -> list[tuple[str, float]]:
+    """The servers and rates that the search begins with."""
+    return [(server, rate) for server, rates in PROBED.items() for rate in rates if rate in search.rates]
+
+
+def best_probe(search: Search, kinds: Sequence[Sequence[Pair]], results: Results) -> Choice:
+    """The one with the least loss."""
     first = search.rungs[0]
-    return min(probes(search, kinds), key=lambda c: (results[Job(c, first)].loss, c.rate)).rate
+    return min(probes(search, kinds), key=lambda c: (results[Job(c, first)].loss, c.rate, c.server))
 
 
 def _around(search: Search, leader: Choice) -> list[Choice]:

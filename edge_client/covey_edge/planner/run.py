@@ -240,7 +240,7 @@ def fitted(search: Search, cost: Cost) -> Search:
 
 def _takes(search: Search, cost: Cost) -> float:
     """Seconds that a whole search takes, about."""
-    count, done, total = len(search.rates) + search.pilots + 4 * halving.LEADERS, 0, 0.0
+    count, done, total = len(halving.probed(search)) + search.pilots + 4 * halving.LEADERS, 0, 0.0
     for rounds in search.rungs:
         total += count * ((rounds - done) * cost.round_s + cost.eval_s)
         done, count = rounds, max(2, -(-count // halving.ETA))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from covey_edge.planner.space import CODECS, DOWN, SINCE_START, UP, Choice
@@ -113,11 +114,11 @@ def _undominated(found: list[Pair]) -> list[Pair]:
     return out
 
 
-def population(kinds: Sequence[Sequence[Pair]], count: int, rate: float, since: str) -> list[Choice]:
-    """At most `count` choices, taken in turn from each rank and kind, the best of each first."""
+def population(kinds: Sequence[Sequence[Pair]], count: int, like: Choice) -> list[Choice]:
+    """At most `count` choices like one in rate and server, in turn from each rank and kind, the best of each first."""
     out: list[Choice] = []
     for depth in range(max(map(len, kinds), default=0)):
-        out += [Choice(p[depth].rank, p[depth].up, p[depth].down, since, rate) for p in kinds if depth < len(p)]
+        out += [replace(like, rank=p[depth].rank, up=p[depth].up, down=p[depth].down) for p in kinds if depth < len(p)]
     return out[:count]
 
 

@@ -8,7 +8,7 @@ top-k, the important ones, one segment, or top-k and segments in turn).
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-# Rates of the devices' AdamW, half a decade apart: LoRA is rarely happy outside of these.
+# Rates of the devices' AdamW, or of the server's Adam, half a decade apart: LoRA is rarely happy outside of these.
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 ALL, TOP, IMPORTANT, SEGMENTS, ADAPTIVE = "all", "top", "important", "segments", "adaptive"
 
@@ -55,6 +55,7 @@ CODECS: dict[str, Codec] = {
     "levels 0.5": _levels(0.5),
     "levels 0.7": _levels(0.7),
     "sign": Codec(ALL, 1.0, "signs", 'codec = "sign"'),
+    "sign rows": Codec(ALL, 1.0, "signs, long rows with scales of their own", 'codec = "sign"\nrows = 64'),
     **{f"top 1/{n} exact": _top(n, "exact") for n in (4, 16, 64)},
     **{f"top 1/{n} levels": _top(n, "levels, error 0.1") for n in (4, 16, 64)},
     **{f"top 1/{n} sign": _top(n, "signs") for n in (4, 16, 64)},
@@ -69,13 +70,30 @@ DOWN = ("exact", "affine 8", "affine 4", "levels 0.1", "levels 0.3", "levels 0.5
 SINCE_START = ("exact", "affine 8", "affine 4", "levels 0.1", "levels 0.3")
 UP = tuple(CODECS)
 
-# Words for [server]: what becomes of the mean change. `adam` steps by the devices' own rate.
-SERVERS: dict[str, str] = {
-    "mean": 'optimizer = "sgd"\nlearning_rate = 1.0',
-    "mean x 2": 'optimizer = "sgd"\nlearning_rate = 2.0',
-    "momentum": 'optimizer = "momentum"\nlearning_rate = 0.3\nmomentum = 0.9',
-    "adam": 'optimizer = "adam"\nlearning_rate = {rate}',
-}
+
+class Optimizers(NamedTuple):
+    """Lines of [client] and [server]; `{rate}` is the choice's rate."""
+
+    client: str
+    server: str
+    why: str = "What becomes of the devices' mean change."
+
+
+ADAMW = 'optimizer = "adamw"\nlearning_rate = {rate}'
+# Words for the optimizers: what devices train with, and what becomes of their mean change.
+SERVERS: dict[str, Optimizers] = {
+    "mean": Optimizers(ADAMW, 'optimizer = "sgd"\nlearning_rate = 1.0'),
+    "mean x 2": Optimizers(ADAMW, 'optimizer = "sgd"\nlearning_rate = 2.0'),
+    "momentum": Optimizers(ADAMW, 'optimizer = "momentum"\nlearning_rate = 0.3\nmomentum = 0.9'),
+    "adam": Optimizers(ADAMW, 'optimizer = "adam"\nlearning_rate = {rate}'),
+    "adam of sgd": Optimizers(
+        'optimizer = "sgd"\nlearning_rate = 0.1\nmomentum = 0.9', 'optimizer = "adam"\nlearning_rate = {rate}',
+        "SGD on devices and Adam on the server: where a device has few classes, AdamW's steps of equal size on it "
+        "would drown what devices have in common.",
+    ),
+}  # fmt: skip
+# What the search begins with: the servers that rates are compared for, each with its rates.
+PROBED: dict[str, tuple[float, ...]] = {"mean": RATES, "adam of sgd": (1e-3, 3e-3, 1e-2)}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -117,14 +135,14 @@ class Scene(NamedTuple):
 
 def sections(choice: Choice, scene: Scene) -> dict[str, str]:
     """A choice as the sections of a task file, by name: lines without comments."""
-    rank = f"\nrank = {choice.rank}" if choice.rank else ""
+    rank, how = f"\nrank = {choice.rank}" if choice.rank else "", SERVERS[choice.server]
     return {
         "task": f"seed = {scene.seed}{rank}",
         "round": f"target = {scene.cohort}",
-        "client": f'optimizer = "adamw"\nlearning_rate = {choice.rate}\nsteps = {scene.steps}\nerror_feedback = true',
+        "client": f"{how.client.format(rate=choice.rate)}\nsteps = {scene.steps}\nerror_feedback = true",
         "upload": CODECS[choice.up].lines,
         "download": f'{CODECS[choice.down].lines}\nsince = "{choice.since}"',
-        "server": SERVERS[choice.server].format(rate=choice.rate),
+        "server": how.server.format(rate=choice.rate),
     }
 
 

@@ -5,7 +5,7 @@ import textwrap
 from typing import NamedTuple
 
 from covey_edge.planner.halving import Found
-from covey_edge.planner.space import CODECS, Choice, Scene, sections
+from covey_edge.planner.space import CODECS, SERVERS, Choice, Scene, sections
 from covey_shared.show import size_text
 
 WIDE = 118
@@ -64,7 +64,7 @@ def _reasons(choice: Choice, facts: Facts) -> dict[str, str]:
         "client": "What each device does in a round. error_feedback: what the codec dropped is sent later.",
         "upload": f"Up: {_entries(sent.sends, sent.density)}, values: {sent.values}.",
         "download": f"Down: {_entries(got.sends, got.density)}, values: {got.values}. {origin}",
-        "server": "What becomes of the devices' mean change.",
+        "server": SERVERS[choice.server].why,
     }  # fmt: skip
 
 
