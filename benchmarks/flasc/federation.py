@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from simulation import Client, message, one_round
 from tasks import Federation, Task
 
@@ -24,6 +25,7 @@ from covey_server.recipe import ServerState
 from covey_server.simulation import version_row
 from covey_server.store import VersionRow
 from covey_shared.codec import Codec, codec_from_spec, presets
+from covey_shared.codec.topk import topk
 from covey_shared.entries import Entries
 from covey_shared.layout import Layout, Tensor, Vector, vector_digest
 from covey_shared.messages import Adapter, StageSpec, Step
@@ -38,13 +40,15 @@ class Mask(NamedTuple):
     new mask each round, the density multiplied by `decay` each), `fresh` Federated Select (a new mask each round).
     `shared` is none of the paper's: devices train everything and send what the download's mask has, so that an upload
     needs no indices; its values travel to a tenth of their norm. `fair` scores an entry by its distance from the start,
-    which takes a dense first round; the paper's score is its magnitude, which at first is random lora_A alone.
+    which takes a dense first round; the paper's score is its magnitude, which at first is random lora_A alone. With
+    `quota` each tensor keeps the density's share of its own entries: after a step of AdamW all distances are alike.
     """
 
     kind: str
     density: float
     fair: bool
     decay: float = 1.0
+    quota: bool = False
 
     def at(self, round_: int) -> float:
         """The density of a round, counted from 1."""
@@ -214,6 +218,8 @@ def masked(
     for round_ in range(1, rounds + 2):
         density = mask.at(round_)
         kept = fixed if mask.kind == "fixed" and len(fixed) else everything
+        if mask.quota and density < 1 and not len(fixed):
+            kept = shares(w - base, layout, density)
         view, where, size = pruned(w, base, density, kept, layout, round_, exact=mask.kind != "shared")
         if mask.kind == "fixed" and round_ > 1 and not len(fixed):
             fixed = where
@@ -234,11 +240,21 @@ def masked(
             w[still] = start[still]
 
 
+def shares(change: Vector, layout: Layout, density: float) -> NDArray[np.int64]:
+    """The positions of each tensor's largest entries, the density's share of them, at least one."""
+    found = []
+    for tensor, offset in zip(layout.tensors, layout.offsets, strict=True):
+        mine = change[offset : offset + tensor.size]
+        found.append(topk(mine, max(1, int(tensor.size * density))).astype(np.int64) + offset)
+    return np.concatenate(found)
+
+
 def pruned(
     w: Vector, base: Vector, density: float, kept: Any, layout: Any, round_: int, *, exact: bool = True
 ) -> tuple[Vector, Any, int]:
     """(what devices download, the entries of the mask, the message's bytes)."""
-    spec = presets.dense() if density == 1 else presets.flasc(density)
+    share = min(density, (len(kept) + 0.5) / len(w))  # of a quota: no more entries than it chose
+    spec = presets.dense() if density == 1 else presets.flasc(share)
     spec = spec if exact or density == 1 else (spec[0], StageSpec(name="pack", args={"values": "auto", "error": ERROR}))
     codec: Codec = codec_from_spec(spec, layout)
     change = np.zeros_like(w)

@@ -16,8 +16,8 @@ NAMES = {
     "planned": "what covey plan chose",
 }  # fmt: skip
 SHOWN = (
-    "dense-r16", "dense-r4", "covey-r2", "covey-r2-coarse-long", "covey-levels2-r1-x1.3", "covey-r1-long",
-    "flasc-covey-both16", "flasc-paper-both16", "sign-r16", "sparseadapter-fair16", "fedselect-fair16",
+    "dense-r16", "dense-r4", "covey-r2", "covey-rows-r1", "covey-levels2-r1", "flasc-covey-both16",
+    "flasc-paper-both16", "sign-r16", "int4-r16", "sparseadapter-fair16", "fedselect-fair16", "planned-cohort",
 )  # fmt: skip
 STYLES = ("-", "--", ":", "-.")
 

@@ -62,10 +62,18 @@ class Job(NamedTuple):
 
 
 def config_of(task: Task, method: Method) -> str:
-    """A digest of everything that a run hangs on but rates and seed."""
-    common = task._replace(rates=(), optimizers=method.optimizers or task.optimizers)
-    own = method._replace(title="", family="", optimizers="", rates=(), like="", tasks=())
-    return hashlib.sha256(repr((tuple(common), tuple(own))).encode()).hexdigest()[:12]
+    """A digest of everything that a run hangs on but rates and seed. Fields at their default do not count in it."""
+    common = {**_set(task, "rates"), "optimizers": method.optimizers or task.optimizers}
+    own = _set(method, "title", "family", "optimizers", "rates", "like", "tasks")
+    own["mask"] = _set(method.mask) if method.mask else {}
+    return hashlib.sha256(repr((sorted(common.items()), sorted(own.items()))).encode()).hexdigest()[:12]
+
+
+def _set(given: Any, *without: str) -> dict[str, Any]:
+    """The fields of a named tuple that have no default or another value."""
+    defaults = given._field_defaults
+    fields = given._asdict().items()
+    return {k: v for k, v in fields if k not in without and not (k in defaults and defaults[k] == v)}
 
 
 def methods(folder: Path = HERE / "methods") -> dict[str, Method]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import evidence
 import numpy as np
 import pytest
-from federation import Mask, Method, pruned
+from federation import Mask, Method, pruned, shares
 from hypothesis import given
 from hypothesis import strategies as st
 from run import TUNING_SEED, Ledger, config_of, key_of, methods
@@ -83,6 +83,15 @@ def test_the_papers_score_keeps_random_a_and_the_fair_one_what_moved() -> None:
         assert where.tolist() == list(expected)
         assert np.array_equal(view[where], w[where])
         assert size > 4 * len(where)
+
+
+def test_a_quota_leaves_no_tensor_out() -> None:
+    change = np.concatenate([np.linspace(1, 2, 20), np.linspace(0, 0.1, 20)]).astype(np.float32)
+    kept = shares(change, LAYOUT, 0.25)
+    assert kept.tolist() == [*range(15, 20), *range(35, 40)]
+    start = np.zeros(40, np.float32)
+    _, where, _ = pruned(change, start, 0.9, kept, LAYOUT, 2)
+    assert where.tolist() == kept.tolist(), "the density bounds it, the quota chooses"
 
 
 def _summary(method: str, accuracy: float, spread: float | None, seeds: int) -> evidence.Summary:
