@@ -19,6 +19,8 @@ SHOWN = (
     "dense-r16", "dense-r4", "covey-r2", "covey-rows-r1", "covey-levels2-r1", "flasc-covey-both16",
     "flasc-paper-both16", "sign-r16", "int4-r16", "sparseadapter-fair16", "fedselect-fair16", "planned-cohort",
 )  # fmt: skip
+UNNAMED = ("ablation", "tiers")  # families whose points have no label; their tables say which is which
+BELOW: dict[str, Any] = {"fontsize": 7, "loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 2}
 STYLES = ("-", "--", ":", "-.")
 
 
@@ -29,7 +31,7 @@ def draw(task: str, rows: Sequence[Mapping[str, Any]], curves: Mapping[str, Sequ
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5.2), layout="constrained", sharey=True)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 6.4), layout="constrained", sharey=True)
     _ways(left, rows, curves)
     _ends(right, rows)
     left.set_ylabel("test accuracy, %")
@@ -55,7 +57,7 @@ def _ways(axes: Any, rows: Sequence[Mapping[str, Any]], curves: Mapping[str, Seq
         )
     axes.set(xscale="log", xlabel="bytes so far", title="on the way (first seed, the watched part of the test set)")
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8)
+    axes.legend(**BELOW)
 
 
 def _ends(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -70,6 +72,8 @@ def _ends(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         x = [r["bytes_up"] + r["bytes_down"] for r in mine]
         axes.scatter(x, [100 * r["accuracy"] for r in mine], color=colour, label=NAMES[family], s=34, zorder=3)
         for r, at in zip(mine, x, strict=True):
+            if family in UNNAMED:
+                continue
             axes.annotate(r["method"], (at, 100 * r["accuracy"]), fontsize=6, xytext=(3, 3), textcoords="offset points")
     axes.axvline((dense["bytes_up"] + dense["bytes_down"]) / 100, color="grey", ls=":", lw=1)
     axes.annotate(
@@ -78,7 +82,7 @@ def _ends(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     )  # fmt: skip
     axes.set(xscale="log", xlabel="bytes of the whole run", title="at the end (mean over seeds, the judged part)")
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=7, loc="lower right")
+    axes.legend(**BELOW)
 
 
 def draw_shape(rows: Sequence[Mapping[str, Any]]) -> Path:

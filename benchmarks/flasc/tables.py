@@ -29,10 +29,10 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 def _line(r: Row) -> str:
     if r["failed"]:
-        return f"| {r['title']} | 0 | training diverged | | | | | | no | |"
+        return f"| {_text(r['title'])} | 0 | training diverged | | | | | | no | |"
     reached = f"{r['target_ratio_fp32']:.1f}" if r["target_ratio_fp32"] else "not reached"
     cells = [
-        r["title"], str(r["seeds"]), _spread(r), f"{100 * r['best_accuracy']:.1f}",
+        _text(r["title"]), str(r["seeds"]), _spread(r), f"{100 * r['best_accuracy']:.1f}",
         f"{r['loss']:.3f}", f"{r['bytes_up'] / 1e6:.2f}", f"{r['bytes_down'] / 1e6:.2f}",
         f"{r['total_ratio_fp32']:.1f}", "yes" if r["equal_to_dense"] else "no", reached,
     ]  # fmt: skip
@@ -54,9 +54,14 @@ def verdict(task: str, rows: Sequence[Row]) -> str:
         return f"| {task} | {shown} | no other of three seeds is equal | | | | |"
     loss = "yes" if best["equal_loss"] else "no"
     return (
-        f"| {task} | {shown} | {best['title']} | {_spread(best)} | {best['total_ratio_fp32']:.0f} "
+        f"| {task} | {shown} | {_text(best['title'])} | {_spread(best)} | {best['total_ratio_fp32']:.0f} "
         f"({best['total_ratio_bf16']:.0f}) | {best['socket_ratio_fp32']:.0f} | {loss} |"
     )
+
+
+def _text(title: str) -> str:
+    """A title in a cell: bars would end it."""
+    return title.replace("|", "\\|")
 
 
 def across(rows: Sequence[Row], names: Sequence[str], known: Mapping[str, Method]) -> list[str]:
@@ -65,7 +70,7 @@ def across(rows: Sequence[Row], names: Sequence[str], known: Mapping[str, Method
     found = {(r["task"], r["method"]): r for r in rows}
     shown = [name for name in names if any((task, name) in found for task in tasks)]
     head = [f"| method | {' | '.join(TITLES[task] for task in tasks)} |", "|---" * (1 + len(tasks)) + "|"]
-    cells = ((known[n].title, *(_cell(found.get((t, n))) for t in tasks)) for n in shown)
+    cells = ((_text(known[n].title), *(_cell(found.get((t, n))) for t in tasks)) for n in shown)
     return [*head, *(f"| {' | '.join(line)} |" for line in cells)]
 
 
