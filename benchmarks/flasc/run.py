@@ -63,7 +63,7 @@ class Job(NamedTuple):
 
 def config_of(task: Task, method: Method) -> str:
     """A digest of everything that a run hangs on but rates and seed. Fields at their default do not count in it."""
-    common = {**_set(task, "rates", "rates_of"), "optimizers": method.optimizers or task.optimizers}
+    common = {**_set(task, "rates"), "optimizers": method.optimizers or task.optimizers}
     own = _set(method, "title", "family", "optimizers", "rates", "like", "tasks")
     own["mask"] = _set(method.mask) if method.mask else {}
     return hashlib.sha256(repr((sorted(common.items()), sorted(own.items()))).encode()).hexdigest()[:12]
@@ -167,7 +167,6 @@ class Ledger:
 
     def best(self, task: str, method: Method) -> tuple[float, float] | None:
         """The rates with the least loss in tuning, once all were tried; those that failed come last."""
-        task = TASKS[task].rates_of or task
         if method.like:
             return self.best(task, self.methods[method.like])
         if len(method.rates) == 1:
@@ -190,8 +189,7 @@ def waiting(ledger: Ledger, order: Sequence[tuple[str, Method, int]], running: s
     for task, method, seed in order:
         rates, tuned = ledger.best(task, method), ledger.methods.get(method.like, method)
         if rates is None:
-            like = TASKS[task].rates_of or task
-            jobs = [Job(like, tuned, r, TUNING_SEED, True) for r in ledger.tried(like, tuned)]
+            jobs = [Job(task, tuned, r, TUNING_SEED, True) for r in ledger.tried(task, tuned)]
         else:
             jobs = [Job(task, method, rates, seed, False)]
         yield from (job for job in jobs if job.key not in ledger.lines and job.key not in running)

@@ -57,30 +57,13 @@ class Task(NamedTuple):
     examples: int = 0
     cohort: int = 10
     every: int = 3
-    rates_of: str = ""  # a task on like data whose tuned rates are taken over
 
 
 TASKS = {
     task.name: task
     for task in (
         Task("shakespeare", "stories260K", 0, ("all-linear",), 8, 64, 64, 400, 32, 8, 160, 640, ADAMW, ADAMW_RATES),
-        Task(
-            "babyllama",
-            "babyllama105",
-            0,
-            ("all-linear",),
-            8,
-            64,
-            64,
-            400,
-            30,
-            8,
-            96,
-            320,
-            ADAMW,
-            ADAMW_RATES,
-            rates_of="shakespeare",
-        ),
+        Task("babyllama", "babyllama105", 0, ("all-linear",), 8, 64, 64, 400, 30, 8, 96, 320, ADAMW, ADAMW_RATES),
         Task(
             "sst2", "MiniLM", 2, ATTENTION, 8, 16, 48, 200, 72, 2, 256, 872, FEDADAM, FEDADAM_RATES, 2, 20_000, every=8
         ),
