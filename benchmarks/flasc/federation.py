@@ -148,6 +148,9 @@ def run(
     yield watched(federation, plan, state, up, down)
     for round_ in range(1, rounds + 1):
         now, tiers = (first, early) if round_ <= warm else (plan, usual)
+        if round_ - 1 <= warm < round_:  # another codec: what devices kept for the one before means nothing to it
+            for client in clients.values():
+                client.codecs.clear()
         whole, updates = recipe.whole(state.view, state.version, exact), []
         for name in drawn(task, federation, seed, round_):
             down += traffic.fetch(name, whole)
