@@ -51,6 +51,7 @@ CODECS: dict[str, Codec] = {
     "affine 4": _affine(4),
     "affine 2": _affine(2),
     "levels 0.1": _levels(0.1),
+    "levels 0.2": _levels(0.2),
     "levels 0.3": _levels(0.3),
     "levels 0.5": _levels(0.5),
     "levels 0.7": _levels(0.7),
@@ -64,10 +65,10 @@ CODECS: dict[str, Codec] = {
     **{f"adaptive 1/{n}": _preset(ADAPTIVE, n, "signs or levels", "density") for n in (16, 64)},
 }
 # Downloads: every device depends on them, so nothing coarser than signs; what the server drops it carries itself.
-DOWN = ("exact", "affine 8", "affine 4", "levels 0.1", "levels 0.3", "levels 0.5", "levels 0.7", "sign",
-        "top 1/4 levels", "top 1/16 levels")  # fmt: skip
+DOWN = ("exact", "affine 8", "affine 4", "levels 0.1", "levels 0.2", "levels 0.3", "levels 0.5", "levels 0.7",
+        "sign", "top 1/4 levels", "top 1/16 levels")  # fmt: skip
 # What a version is coded from. From the start, what a codec drops of one version is not sent later, so it must be fine.
-SINCE_START = ("exact", "affine 8", "affine 4", "levels 0.1", "levels 0.3")
+SINCE_START = ("exact", "affine 8", "affine 4", "levels 0.1", "levels 0.2", "levels 0.3")
 UP = tuple(CODECS)
 
 
