@@ -20,8 +20,8 @@ from covey_edge.trainers import GraphTrainer, open_trainer
 from covey_shared.bundle import Bundle
 
 # Language models: AdamW on the device, the plain mean on the server. Classes dealt out by a Dirichlet of 0.1 leave most
-# devices with one class, and AdamW's steps of equal size drown what they have in common: there SGD, and Adam on the
-# server. Rates are ladders: tuning begins with three in the middle (see run.py).
+# devices with one class: there SGD on the device and Adam on the server, as FLASC has it. Rates are ladders: tuning
+# begins with three in the middle (see run.py).
 ADAMW = '[server]\noptimizer = "sgd"\n[client]\noptimizer = "adamw"\n'
 FEDADAM = '[server]\noptimizer = "adam"\n[client]\noptimizer = "sgd"\nmomentum = 0.9\n'
 ADAMW_RATES = tuple((rate, 1.0) for rate in (3e-4, 1e-3, 3e-3, 1e-2, 3e-2))

@@ -89,8 +89,7 @@ SERVERS: dict[str, Optimizers] = {
     "adam": Optimizers(ADAMW, 'optimizer = "adam"\nlearning_rate = {rate}'),
     "adam of sgd": Optimizers(
         'optimizer = "sgd"\nlearning_rate = 0.1\nmomentum = 0.9', 'optimizer = "adam"\nlearning_rate = {rate}',
-        "SGD on devices and Adam on the server: where a device has few classes, AdamW's steps of equal size on it "
-        "would drown what devices have in common.",
+        "SGD on devices and Adam on the server: worth a try where devices differ much, with few classes each.",
     ),
 }  # fmt: skip
 # What the search begins with: the servers that rates are compared for, each with its rates.
