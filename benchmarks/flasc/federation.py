@@ -256,8 +256,8 @@ def pruned(
     w: Vector, base: Vector, density: float, kept: Any, layout: Any, round_: int, *, exact: bool = True
 ) -> tuple[Vector, Any, int]:
     """(what devices download, the entries of the mask, the message's bytes)."""
-    share = min(density, (len(kept) + 0.5) / len(w))  # of a quota: no more entries than it chose
-    spec = presets.dense() if density == 1 else presets.flasc(share)
+    sent = min(density, (len(kept) + 0.5) / len(w))  # of a quota: no more entries than it chose
+    spec = presets.dense() if density == 1 else presets.flasc(sent)
     spec = spec if exact or density == 1 else (spec[0], StageSpec(name="pack", args={"values": "auto", "error": ERROR}))
     codec: Codec = codec_from_spec(spec, layout)
     change = np.zeros_like(w)

@@ -60,11 +60,15 @@ def _ways(axes: Any, rows: Sequence[Mapping[str, Any]], curves: Mapping[str, Seq
     axes.legend(**BELOW)
 
 
+def _band(dense: Mapping[str, Any]) -> tuple[float, float]:
+    """Dense LoRA's accuracy in percent, less and plus a standard error of its mean."""
+    level, error = 100 * dense["accuracy"], 100 * (dense["accuracy_sd"] or 0) / max(dense["seeds"], 1) ** 0.5
+    return level - error, level + error
+
+
 def _ends(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     dense = next(r for r in rows if r["method"] == "dense-r16")
-    error = 100 * (dense["accuracy_sd"] or 0) / max(dense["seeds"], 1) ** 0.5
-    level = 100 * dense["accuracy"]
-    axes.axhspan(level - error, level + error, color="black", alpha=0.12, label="dense, rank 16, ± a standard error")
+    axes.axhspan(*_band(dense), color="black", alpha=0.12, label="dense, rank 16, ± a standard error")
     for family, colour in COLOURS.items():
         mine = [r for r in rows if r["family"] == family and not r["failed"]]
         if not mine:
@@ -109,8 +113,7 @@ def draw_shape(rows: Sequence[Mapping[str, Any]]) -> Path:
 
 def _shape(axes: Any, rows: Mapping[str, Mapping[str, Any]]) -> None:
     dense = rows["dense-r16"]
-    error = 100 * (dense["accuracy_sd"] or 0) / max(dense["seeds"], 1) ** 0.5
-    axes.axhspan(100 * dense["accuracy"] - error, 100 * dense["accuracy"] + error, color="black", alpha=0.12)
+    axes.axhspan(*_band(dense), color="black", alpha=0.12)
     axes.axhline(100 * dense["accuracy"], color="black", lw=1, label="dense, rank 16, ± a standard error")
     for family in ("flasc-paper", "flasc-covey"):
         for way, style in (("both", "-o"), ("up", "--^"), ("down", ":v")):

@@ -124,8 +124,9 @@ def one_round(stage: Stage, running: Running) -> Running:
     began, server, version = time.perf_counter(), running.server, running.server.version
     names = cohort(stage, version + 1)
     view = _view(stage, running, names[0])
-    downs_of = {held: len(server.adapter(held)) for held in {running.held.get(name, NOTHING) for name in names}}
-    took = {name: _took(stage, running, name, view, downs_of[running.held.get(name, NOTHING)]) for name in names}
+    had = {name: running.held.get(name, NOTHING) for name in names}
+    sizes = {one: len(server.adapter(one)) for one in set(had.values())}
+    took = {name: _took(stage, running, name, view, sizes[had[name]]) for name in names}
     server.close_round([t.body for t in took.values()])
     held = {**running.held, **dict.fromkeys(names, version)}
     downs = [t.down for t in took.values()] if version else []  # version 0 is its number: it would flatter the mean
